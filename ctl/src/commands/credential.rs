@@ -1,0 +1,445 @@
+//! `credential`: user names and passwords of devices and applications. A password is read from standard input, a file
+//! or a prompt, or made by the cluster; it is never a flag's value, where other users and shell histories see it.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use posthouse_proto::v1::{
+    Credential, ListCredentialsReply, ListRequest, NameRequest, PutCredentialReply, PutCredentialRequest, StringList,
+};
+use serde_json::Value;
+
+use super::{Noun, suggest};
+use crate::client::Client;
+use crate::console::Console;
+use crate::error::{Exit, Failure, code};
+use crate::mutation::{Deed, WriteFlags, finish};
+use crate::output::{Rows, or_dash, short_time};
+use crate::parse;
+
+/// `credential …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CredentialCommand {
+    /// All credentials
+    List,
+    /// One credential, without its password
+    Show {
+        /// The user name
+        user: String,
+    },
+    /// Make a credential
+    #[command(visible_alias = "add")]
+    Create(CreateArgs),
+    /// Change a credential; what is not named stays as it is
+    Set(SetArgs),
+    /// Give a credential a new password
+    Rotate(RotateArgs),
+    /// Let it be used
+    Enable(NamedArgs),
+    /// Let it be used no more, on open connections too
+    Disable(NamedArgs),
+    /// Delete a credential
+    #[command(visible_alias = "remove")]
+    Delete(NamedArgs),
+}
+
+/// Where a password comes from.
+#[derive(Debug, Default, Args)]
+#[group(multiple = false)]
+pub(crate) struct PasswordFlags {
+    /// Read it from standard input (the first line)
+    #[arg(long)]
+    password_stdin: bool,
+    /// Read it from a file (the first line)
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// Let the cluster make one; it is printed once
+    #[arg(long)]
+    generate: bool,
+}
+
+/// The settings of a credential.
+#[derive(Debug, Args)]
+pub(crate) struct CredentialFlags {
+    /// As whom it may send: an address, @domain or *; repeat
+    #[arg(long = "sender", visible_alias = "senders", value_name = "PATTERN", value_delimiter = ',')]
+    senders: Option<Vec<String>>,
+    /// It may send as every address of the domain in its user name
+    #[arg(long, conflicts_with = "senders")]
+    own_domain: bool,
+    /// From where: address, first-last or CIDR; empty: anywhere
+    #[arg(long, visible_aliases = ["from", "source-range"], value_name = "RANGE", value_delimiter = ',')]
+    source_ranges: Option<Vec<String>>,
+    /// At which connectors; empty: all
+    #[arg(long = "connector", visible_alias = "connectors", value_name = "NAME", value_delimiter = ',')]
+    connectors: Option<Vec<String>>,
+    /// Until when: a time from now, an RFC 3339 time, or never
+    #[arg(long, value_name = "TIME")]
+    expires: Option<String>,
+    /// What it is
+    #[arg(long, value_name = "TEXT")]
+    note: Option<String>,
+    /// Whose it is
+    #[arg(long, value_name = "WHO")]
+    owner: Option<String>,
+    /// Whether it can be used
+    #[arg(long, value_name = "BOOL", value_parser = parse::boolean)]
+    enabled: Option<bool>,
+}
+
+/// Flags of `credential create`.
+#[derive(Debug, Args)]
+#[command(before_help = "Examples:
+  posthousectl credential create scanner@corp.example --own-domain --generate
+  posthousectl credential create erp --sender erp@corp.example --sender @billing.example --password-stdin < secret
+  posthousectl credential create gateway --sender '*' --from 10.30.4.11 --password-file secret")]
+pub(crate) struct CreateArgs {
+    /// The user name
+    user: String,
+    #[command(flatten)]
+    password: PasswordFlags,
+    #[command(flatten)]
+    settings: CredentialFlags,
+    #[command(flatten)]
+    write: WriteFlags,
+}
+
+/// Flags of `credential set`.
+#[derive(Debug, Args)]
+#[command(before_help = "Examples:
+  posthousectl credential set erp --sender erp@corp.example --expires 90d
+  posthousectl credential set erp --expires never")]
+pub(crate) struct SetArgs {
+    /// The user name
+    user: String,
+    #[command(flatten)]
+    password: PasswordFlags,
+    #[command(flatten)]
+    settings: CredentialFlags,
+    #[command(flatten)]
+    write: WriteFlags,
+}
+
+/// Flags of `credential rotate`.
+#[derive(Debug, Args)]
+#[command(before_help = "Examples:
+  posthousectl credential rotate erp --generate
+  posthousectl credential rotate erp --password-stdin < secret")]
+pub(crate) struct RotateArgs {
+    /// The user name
+    user: String,
+    #[command(flatten)]
+    password: PasswordFlags,
+    #[command(flatten)]
+    write: WriteFlags,
+}
+
+/// Flags of the verbs that need a name only.
+#[derive(Debug, Args)]
+pub(crate) struct NamedArgs {
+    /// The user name
+    user: String,
+    #[command(flatten)]
+    write: WriteFlags,
+}
+
+const CREDENTIAL: Noun = Noun { name: "credential", missing: "PH-CRED-001", list: "credential list" };
+/// Longer than any password that a device can hold; argon2 would take it, a mistake would be likelier.
+const PASSWORD_BYTES_MAX: u64 = 1024;
+
+/// Runs `credential …`.
+///
+/// # Errors
+/// What went wrong.
+pub(crate) async fn run(command: CredentialCommand, console: &Console) -> Result<Exit, Failure> {
+    match command {
+        CredentialCommand::List => list(console, &credentials(&mut console.client().await?).await?),
+        CredentialCommand::Show { user } => {
+            let all = credentials(&mut console.client().await?).await?.credentials;
+            let found = CREDENTIAL.find(all, &user.trim().to_lowercase(), |credential| &credential.user)?;
+            console.out.show("credential-show", &found, "user")?;
+            Ok(Exit::Done)
+        }
+        CredentialCommand::Create(args) => create(args, console).await,
+        CredentialCommand::Set(args) => {
+            let credential = args.settings.credential(&args.user)?;
+            let password = args.password.read(false)?;
+            let nothing = credential == (Credential { user: args.user.clone(), ..Credential::default() });
+            if nothing && password == Password::Kept {
+                let fix = format!("posthousectl credential set {} --note TEXT; see --help", args.user);
+                return Err(Failure::usage("nothing to change", "no setting was named", fix));
+            }
+            put(console, credential, false, password, &args.write, ("credential-set", "changed")).await
+        }
+        CredentialCommand::Rotate(args) => {
+            let credential = Credential { user: args.user.clone(), ..Credential::default() };
+            let password = args.password.read(true)?;
+            put(console, credential, false, password, &args.write, ("credential-rotate", "rotated")).await
+        }
+        CredentialCommand::Enable(args) => switch(args, console, true).await,
+        CredentialCommand::Disable(args) => switch(args, console, false).await,
+        CredentialCommand::Delete(args) => delete(args, console).await,
+    }
+}
+
+async fn create(args: CreateArgs, console: &Console) -> Result<Exit, Failure> {
+    let mut credential = args.settings.credential(&args.user)?;
+    if credential.senders.as_ref().is_none_or(|list| list.values.is_empty()) {
+        let own = args.user.rsplit_once('@').map_or_else(
+            || "--own-domain    not possible here: the user name has no @domain".to_owned(),
+            |(_, domain)| format!("--own-domain    every address @{domain}"),
+        );
+        return Err(Failure::usage(
+            format!("as whom may \"{}\" send?", args.user),
+            "a credential that may send as anybody must be one on purpose",
+            format!("{own}\n--sender ADDRESS, or --sender @DOMAIN; repeat\n--sender '*'    as anybody"),
+        ));
+    }
+    credential.enabled = credential.enabled.or(Some(true));
+    let password = args.password.read(true)?;
+    put(console, credential, true, password, &args.write, ("credential-create", "created")).await
+}
+
+/// What becomes of the password.
+#[derive(Debug, PartialEq, Eq)]
+enum Password {
+    Kept,
+    Given(String),
+    Generated,
+}
+
+impl PasswordFlags {
+    /// Reads the password from where the flags say; prompts on a terminal when one is `needed` and none is named.
+    fn read(&self, needed: bool) -> Result<Password, Failure> {
+        let unreadable = |what: String, error: &io::Error| {
+            Failure::new(Exit::Invalid, code::FILE, what, error.to_string(), "--generate makes one")
+        };
+        if self.generate {
+            return Ok(Password::Generated);
+        }
+        let text = if self.password_stdin {
+            first_line(io::stdin().lock())
+                .map_err(|error| unreadable("the password cannot be read from standard input".to_owned(), &error))?
+        } else if let Some(path) = &self.password_file {
+            File::open(path)
+                .and_then(|file| first_line(BufReader::new(file)))
+                .map_err(|error| unreadable(format!("{} cannot be read", path.display()), &error))?
+        } else if !needed {
+            return Ok(Password::Kept);
+        } else if io::stdin().is_terminal() {
+            prompt().map_err(|error| unreadable("the password cannot be read".to_owned(), &error))?
+        } else {
+            return Err(Failure::usage(
+                "a password is needed",
+                "none was named, and there is no terminal to ask at",
+                "--generate, --password-stdin or --password-file FILE",
+            ));
+        };
+        if text.is_empty() {
+            return Err(Failure::usage(
+                "the password is empty",
+                "an empty one protects nothing",
+                "--generate makes one",
+            ));
+        }
+        Ok(Password::Given(text))
+    }
+}
+
+fn first_line(source: impl BufRead) -> io::Result<String> {
+    let mut text = String::new();
+    source.take(PASSWORD_BYTES_MAX + 1).read_line(&mut text)?;
+    let line = text.trim_end_matches(['\r', '\n']);
+    if line.len() as u64 > PASSWORD_BYTES_MAX {
+        return Err(io::Error::other(format!("it is longer than {PASSWORD_BYTES_MAX} bytes")));
+    }
+    Ok(line.to_owned())
+}
+
+fn prompt() -> io::Result<String> {
+    let first = rpassword::prompt_password("Password: ")?;
+    if rpassword::prompt_password("Again: ")? == first {
+        Ok(first)
+    } else {
+        Err(io::Error::other("the two are not the same"))
+    }
+}
+
+impl CredentialFlags {
+    fn credential(&self, user: &str) -> Result<Credential, Failure> {
+        let list = |given: &Option<Vec<String>>| given.as_ref().map(|given| StringList { values: parse::words(given) });
+        let senders = if self.own_domain { Some(own_domain(user)?) } else { list(&self.senders) };
+        Ok(Credential {
+            user: user.to_owned(),
+            senders,
+            source_ranges: list(&self.source_ranges),
+            connectors: list(&self.connectors),
+            enabled: self.enabled,
+            note: self.note.clone(),
+            owner: self.owner.clone(),
+            expires_at: self.expires.as_deref().map(|text| expiry(text, jiff::Timestamp::now())).transpose()?,
+            ..Credential::default()
+        })
+    }
+}
+
+fn own_domain(user: &str) -> Result<StringList, Failure> {
+    match user.rsplit_once('@') {
+        Some((_, domain)) if !domain.is_empty() => Ok(StringList { values: vec![format!("@{domain}")] }),
+        _ => Err(Failure::usage(
+            format!("\"{user}\" has no domain of its own"),
+            "--own-domain takes it from a user name such as scanner@corp.example",
+            "--sender ADDRESS, --sender @DOMAIN or --sender '*'",
+        )),
+    }
+}
+
+/// The RFC 3339 time that is meant; empty for never.
+fn expiry(text: &str, now: jiff::Timestamp) -> Result<String, Failure> {
+    if text.trim().is_empty() || text.trim().eq_ignore_ascii_case("never") {
+        return Ok(String::new());
+    }
+    if let Ok(at) = text.trim().parse::<jiff::Timestamp>() {
+        return Ok(at.to_string());
+    }
+    let wrong = |cause: String| Failure::usage(format!("--expires \"{text}\" is not a time"), cause, "--expires 90d");
+    let ahead: Duration = parse::duration(text).map_err(wrong)?;
+    let at = now.checked_add(ahead).map_err(|error| wrong(error.to_string()))?;
+    Ok(at.to_string())
+}
+
+async fn credentials(client: &mut Client) -> Result<ListCredentialsReply, Failure> {
+    client.read(async |mut admin| admin.list_credentials(ListRequest {}).await).await
+}
+
+async fn names(client: &mut Client) -> Result<Vec<String>, Failure> {
+    Ok(credentials(client).await?.credentials.into_iter().map(|credential| credential.user).collect())
+}
+
+async fn put(
+    console: &Console,
+    credential: Credential,
+    create: bool,
+    password: Password,
+    write: &WriteFlags,
+    (schema, done): (&'static str, &'static str),
+) -> Result<Exit, Failure> {
+    let user = credential.user.clone();
+    let generate = password == Password::Generated;
+    let password = match password {
+        Password::Given(text) => Some(text),
+        Password::Kept | Password::Generated => None,
+    };
+    let request = PutCredentialRequest {
+        credential: Some(credential),
+        create,
+        password,
+        generate,
+        options: Some(write.options(false)),
+    };
+    let mut client = console.client().await?;
+    let reply = client.write(async |mut admin| admin.put_credential(request.clone()).await).await;
+    let PutCredentialReply { write: written, generated_password } = match reply {
+        Ok(reply) => reply,
+        Err(failure) => return Err(suggest(CREDENTIAL, failure, &user, names(&mut client)).await),
+    };
+    let mut deed = Deed::new(schema, CREDENTIAL.name, &user, done);
+    deed.extra.insert("user".to_owned(), Value::String(user));
+    if !generated_password.is_empty() && !write.dry_run {
+        deed.more = format!("password   {generated_password}   shown once: the cluster keeps a hash only\n");
+        deed.extra.insert("password".to_owned(), Value::String(generated_password));
+    }
+    finish(console, &mut client, write, written.unwrap_or_default(), deed).await
+}
+
+async fn switch(args: NamedArgs, console: &Console, enabled: bool) -> Result<Exit, Failure> {
+    let credential = Credential { user: args.user, enabled: Some(enabled), ..Credential::default() };
+    let words = if enabled { ("credential-enable", "enabled") } else { ("credential-disable", "disabled") };
+    put(console, credential, false, Password::Kept, &args.write, words).await
+}
+
+async fn delete(args: NamedArgs, console: &Console) -> Result<Exit, Failure> {
+    let NamedArgs { user, write } = args;
+    let mut client = console.client().await?;
+    let request = NameRequest { name: user.clone(), options: Some(write.options(false)) };
+    match client.write(async |mut admin| admin.delete_credential(request.clone()).await).await {
+        Ok(reply) => {
+            let deed = Deed::new("credential-delete", CREDENTIAL.name, &user, "deleted");
+            finish(console, &mut client, &write, reply, deed).await
+        }
+        Err(failure) => Err(suggest(CREDENTIAL, failure, &user, names(&mut client)).await),
+    }
+}
+
+fn list(console: &Console, reply: &ListCredentialsReply) -> Result<Exit, Failure> {
+    console.out.list("credential-list", reply, "credentials", "user", |wide| {
+        let mut headings = vec!["USER", "MAY SEND AS", "FROM", "EXPIRES", "STATE"];
+        if wide {
+            headings.extend(["CONNECTORS", "OWNER", "NOTE", ">REVISION"]);
+        }
+        let mut rows = Rows::new(&headings);
+        let words = |list: &Option<StringList>, none: &str| match list {
+            Some(list) if !list.values.is_empty() => list.values.join(", "),
+            _ => none.to_owned(),
+        };
+        for credential in &reply.credentials {
+            let state = match (credential.enabled, credential.expired) {
+                (Some(false), _) => "disabled",
+                (_, true) => "expired",
+                _ => "enabled",
+            };
+            let mut row = vec![
+                credential.user.clone(),
+                words(&credential.senders, "nobody"),
+                words(&credential.source_ranges, "any"),
+                credential.expires_at.as_deref().map_or_else(|| "never".to_owned(), short_time),
+                state.to_owned(),
+            ];
+            if wide {
+                row.extend([
+                    words(&credential.connectors, "all"),
+                    or_dash(credential.owner.as_deref().unwrap_or_default()),
+                    or_dash(credential.note.as_deref().unwrap_or_default()),
+                    credential.revision.to_string(),
+                ]);
+            }
+            rows.push(row);
+        }
+        rows
+    })?;
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_password_is_the_first_line() {
+        assert_eq!(first_line(io::Cursor::new("s3cret \r\nmore\n")).unwrap(), "s3cret ");
+        assert_eq!(first_line(io::Cursor::new("s3cret")).unwrap(), "s3cret");
+        assert!(first_line(io::Cursor::new("x".repeat(2000))).is_err());
+        assert!(first_line(io::Cursor::new(b"\xff\xfe\n")).is_err());
+    }
+
+    #[test]
+    fn the_own_domain_comes_from_the_user_name() {
+        assert_eq!(own_domain("scanner@corp.example").unwrap().values, ["@corp.example"]);
+        for user in ["scanner", "scanner@"] {
+            assert_eq!(own_domain(user).unwrap_err().exit_code(), 2, "{user}");
+        }
+    }
+
+    #[test]
+    fn an_expiry_is_from_now_or_a_time_or_never() {
+        let now: jiff::Timestamp = "2026-08-02T10:00:00Z".parse().unwrap();
+        assert_eq!(expiry("90d", now).unwrap(), "2026-10-31T10:00:00Z");
+        assert_eq!(expiry("2027-01-01T00:00:00Z", now).unwrap(), "2027-01-01T00:00:00Z");
+        assert_eq!(expiry("never", now).unwrap(), "");
+        assert_eq!(expiry("soon", now).unwrap_err().exit_code(), 2);
+    }
+}

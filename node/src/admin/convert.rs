@@ -1,0 +1,315 @@
+//! Proto ↔ domain: the only place that knows both. What comes in is parsed into types that cannot be wrong, or the
+//! field that is wrong is named; what goes out is complete.
+
+use posthouse_proto::v1::{self, StringList};
+use tonic::Status;
+
+use super::problem::invalid;
+use crate::clock::rfc3339;
+use crate::config::is_name;
+use crate::connector::{
+    AddressSpace, Binding, DomainKind, Principal, ReceiveConnector, RemoteIpRange, Right, SendConnector, SendTls,
+    SizeMode, SmartHost, effective_rights, parse_words,
+};
+use crate::credential::Credential;
+use crate::state::{AcceptedDomain, AllowlistEntry, StateView, Versioned};
+
+/// A field that cannot be parsed.
+fn bad(code: &str, field: &str, cause: impl ToString) -> Status {
+    invalid(code, format!("{field} is not valid"), cause, &format!("correct --{}", field.replace('_', "-")))
+}
+
+fn strings(values: impl IntoIterator<Item = impl ToString>) -> Option<StringList> {
+    Some(StringList { values: values.into_iter().map(|value| value.to_string()).collect() })
+}
+
+fn words<T: std::str::FromStr<Err: ToString>>(code: &str, field: &str, list: &StringList) -> Result<Vec<T>, Status> {
+    list.values.iter().map(|word| word.trim().parse().map_err(|error: T::Err| bad(code, field, error))).collect()
+}
+
+/// Sets a plain field when the request has it.
+macro_rules! take {
+    ($from:ident, $to:ident: $($field:ident),+ $(,)?) => {
+        $(if let Some(value) = &$from.$field { $to.$field = value.clone(); })+
+    };
+}
+
+const CONNECTOR: &str = "PH-CONN-003";
+
+/// Changes `connector` as the request says, leaving the rest.
+pub(super) fn merge_connector(mut connector: ReceiveConnector, from: &v1::Connector) -> Result<ReceiveConnector, Status> {
+    take!(from, connector: comment, enabled, require_tls, max_message_size, max_header_size,
+        max_recipients_per_message, max_hop_count, max_protocol_errors, max_logon_failures, max_inbound_connection,
+        max_inbound_connection_per_source, connection_timeout_secs, connection_inactivity_timeout_secs,
+        tarpit_interval_ms, auth_tarpit_interval_ms, pipelining_enabled, eight_bit_mime_enabled,
+        enhanced_status_codes_enabled, reject_reserved_top_level_recipient_domains,
+        reject_reserved_second_level_recipient_domains, reject_single_label_recipient_domains, require_ehlo_domain);
+    if let Some(list) = &from.bindings {
+        connector.bindings = list
+            .values
+            .iter()
+            .map(|text| Binding::parse(text.trim()).map_err(|error| bad(CONNECTOR, "bindings", error)))
+            .collect::<Result<_, _>>()?;
+    }
+    if let Some(list) = &from.auth_mechanism {
+        connector.auth_mechanism =
+            parse_words(&list.values).map_err(|error| bad(CONNECTOR, "auth_mechanism", error))?;
+    }
+    if let Some(list) = &from.permission_groups {
+        connector.permission_groups =
+            parse_words(&list.values).map_err(|error| bad(CONNECTOR, "permission_groups", error))?;
+    }
+    if let Some(list) = &from.rights {
+        connector.rights = words(CONNECTOR, "rights", list)?.into_iter().collect();
+    }
+    let text = |value: &Option<String>, kept: Option<String>| match value {
+        Some(value) if value.is_empty() => None,
+        Some(value) => Some(value.clone()),
+        None => kept,
+    };
+    connector.tls_certificate_name = text(&from.tls_certificate_name, connector.tls_certificate_name);
+    connector.banner = text(&from.banner, connector.banner);
+    connector.fqdn = text(&from.fqdn, connector.fqdn);
+    if let Some(mode) = &from.size_enabled {
+        connector.size_enabled = match mode.as_str() {
+            "enabled" => SizeMode::Enabled,
+            "disabled" => SizeMode::Disabled,
+            "enabled_without_value" => SizeMode::EnabledWithoutValue,
+            _ => return Err(bad(CONNECTOR, "size_enabled", "it is enabled, disabled or enabled_without_value")),
+        };
+    }
+    Ok(connector)
+}
+
+/// Reads ranges; host bits that were set are said.
+pub(super) fn ranges(texts: &[String]) -> Result<(Vec<RemoteIpRange>, Vec<String>), Status> {
+    let mut ranges = Vec::with_capacity(texts.len());
+    let mut warnings = Vec::new();
+    for text in texts {
+        let parsed = RemoteIpRange::parse(text.trim()).map_err(|error| {
+            invalid("PH-ALLOW-002", "a remote IP range is not valid", error, "write 10.1.2.3, 10.1.2.3-10.1.2.9 or 10.1.2.0/24")
+        })?;
+        if parsed.host_bits_set {
+            let size = parsed.range.size();
+            warnings.push(format!("{text} has host bits set; stored as {} ({size} addresses)", parsed.range));
+        }
+        if !ranges.contains(&parsed.range) {
+            ranges.push(parsed.range);
+        }
+    }
+    Ok((ranges, warnings))
+}
+
+/// A connector as administrators read it: every field present.
+pub(super) fn connector_out(view: &StateView, found: &Versioned<std::sync::Arc<ReceiveConnector>>) -> v1::Connector {
+    let c = &found.value;
+    let anonymous = effective_rights(c, Principal::Anonymous);
+    let authenticated = effective_rights(c, Principal::Authenticated);
+    let relay = match (anonymous.contains(Right::AcceptAnyRecipient), anonymous.contains(Right::Submit)) {
+        (true, true) => "external",
+        (false, true) => "internal",
+        _ => "none",
+    };
+    let served = view.state.members.values().flat_map(|member| &member.value.services);
+    let ports: Vec<u16> = served.map(|service| service.port).collect();
+    let unserved = c.bindings.iter().filter(|binding| !ports.contains(&binding.port));
+    let mut warnings: Vec<String> = unserved.map(|binding| format!("no node serves {binding}")).collect();
+    warnings.dedup();
+    v1::Connector {
+        name: c.name.clone(),
+        comment: Some(c.comment.clone()),
+        enabled: Some(c.enabled),
+        bindings: strings(&c.bindings),
+        remote_ip_ranges: strings(view.state.ranges_of(&c.name).map(|entry| entry.range)),
+        auth_mechanism: strings(&c.auth_mechanism),
+        permission_groups: strings(&c.permission_groups),
+        rights: strings(&c.rights),
+        require_tls: Some(c.require_tls),
+        tls_certificate_name: Some(c.tls_certificate_name.clone().unwrap_or_default()),
+        banner: Some(c.banner.clone().unwrap_or_default()),
+        fqdn: Some(c.fqdn.clone().unwrap_or_default()),
+        max_message_size: Some(c.max_message_size),
+        max_header_size: Some(c.max_header_size),
+        max_recipients_per_message: Some(c.max_recipients_per_message),
+        max_hop_count: Some(c.max_hop_count),
+        max_protocol_errors: Some(c.max_protocol_errors),
+        max_logon_failures: Some(c.max_logon_failures),
+        max_inbound_connection: Some(c.max_inbound_connection),
+        max_inbound_connection_per_source: Some(c.max_inbound_connection_per_source),
+        connection_timeout_secs: Some(c.connection_timeout_secs),
+        connection_inactivity_timeout_secs: Some(c.connection_inactivity_timeout_secs),
+        tarpit_interval_ms: Some(c.tarpit_interval_ms),
+        auth_tarpit_interval_ms: Some(c.auth_tarpit_interval_ms),
+        size_enabled: Some(
+            match c.size_enabled {
+                SizeMode::Enabled => "enabled",
+                SizeMode::Disabled => "disabled",
+                SizeMode::EnabledWithoutValue => "enabled_without_value",
+            }
+            .to_owned(),
+        ),
+        pipelining_enabled: Some(c.pipelining_enabled),
+        eight_bit_mime_enabled: Some(c.eight_bit_mime_enabled),
+        enhanced_status_codes_enabled: Some(c.enhanced_status_codes_enabled),
+        reject_reserved_top_level_recipient_domains: Some(c.reject_reserved_top_level_recipient_domains),
+        reject_reserved_second_level_recipient_domains: Some(c.reject_reserved_second_level_recipient_domains),
+        reject_single_label_recipient_domains: Some(c.reject_single_label_recipient_domains),
+        require_ehlo_domain: Some(c.require_ehlo_domain),
+        revision: found.revision,
+        effective_rights: vec![format!("anonymous: {anonymous}"), format!("authenticated: {authenticated}")],
+        relay: relay.to_owned(),
+        warnings,
+    }
+}
+
+/// An allowlist entry as administrators read it.
+pub(super) fn entry_out(connector: &str, found: &Versioned<AllowlistEntry>, now_ms: i64) -> v1::AllowlistEntry {
+    let entry = &found.value;
+    v1::AllowlistEntry {
+        connector: connector.to_owned(),
+        range: entry.range.to_string(),
+        note: entry.note.clone(),
+        owner: entry.owner.clone(),
+        ticket: entry.ticket.clone(),
+        expires_at: entry.expires_at_ms.map(rfc3339),
+        expired: entry.expires_at_ms.is_some_and(|at| at <= now_ms),
+        created_by: entry.created_by.clone(),
+        created_at: rfc3339(entry.created_at_ms),
+        addresses: entry.range.size().to_string(),
+        revision: found.revision,
+    }
+}
+
+/// Reads a domain's name and kind; `*.corp.example` means every subdomain too.
+pub(super) fn domain_in(from: &v1::Domain, kept: Option<&AcceptedDomain>) -> Result<AcceptedDomain, Status> {
+    let name = from.name.trim().to_ascii_lowercase();
+    let (name, with_subdomains) = match name.strip_prefix("*.") {
+        Some(parent) => (parent.to_owned(), true),
+        None => (name, false),
+    };
+    let kind = match from.r#type.as_deref().map(|kind| kind.to_ascii_lowercase().replace('-', "_")).as_deref() {
+        None => kept.map_or(DomainKind::Authoritative, |kept| kept.kind),
+        Some("authoritative") => DomainKind::Authoritative,
+        Some("internal_relay" | "internal" | "internalrelay") => DomainKind::InternalRelay,
+        Some("external_relay" | "external" | "relay" | "externalrelay") => DomainKind::ExternalRelay,
+        Some(_) => {
+            return Err(bad("PH-DOM-003", "type", "it is authoritative, internal_relay or external_relay"));
+        }
+    };
+    Ok(AcceptedDomain { name, with_subdomains, kind })
+}
+
+/// An accepted domain as administrators read it.
+pub(super) fn domain_out(found: &Versioned<AcceptedDomain>) -> v1::Domain {
+    let domain = &found.value;
+    let prefix = if domain.with_subdomains { "*." } else { "" };
+    let kind = match domain.kind {
+        DomainKind::Authoritative => "authoritative",
+        DomainKind::InternalRelay => "internal_relay",
+        DomainKind::ExternalRelay => "external_relay",
+    };
+    v1::Domain {
+        name: format!("{prefix}{}", domain.name),
+        r#type: Some(kind.to_owned()),
+        revision: found.revision,
+    }
+}
+
+const ROUTE: &str = "PH-ROUTE-003";
+
+/// Changes `route` as the request says, leaving the rest.
+pub(super) fn merge_route(mut route: SendConnector, from: &v1::Route) -> Result<SendConnector, Status> {
+    take!(from, route: cost, max_connections, enabled, comment);
+    if let Some(list) = &from.address_spaces {
+        route.address_spaces = words::<AddressSpace>(ROUTE, "address_spaces", list)?;
+    }
+    if let Some(list) = &from.smart_hosts {
+        route.smart_hosts = words::<SmartHost>(ROUTE, "smart_hosts", list)?;
+    }
+    if let Some(tls) = &from.tls {
+        route.tls = match tls.to_ascii_lowercase().as_str() {
+            "off" | "none" => SendTls::Off,
+            "opportunistic" => SendTls::Opportunistic,
+            "required" => SendTls::Required,
+            _ => return Err(bad(ROUTE, "tls", "it is off, opportunistic or required")),
+        };
+    }
+    if let Some(fqdn) = &from.fqdn {
+        route.fqdn = (!fqdn.is_empty()).then(|| fqdn.clone());
+    }
+    Ok(route)
+}
+
+/// A route as administrators read it.
+pub(super) fn route_out(found: &Versioned<std::sync::Arc<SendConnector>>) -> v1::Route {
+    let route = &found.value;
+    let tls = match route.tls {
+        SendTls::Off => "off",
+        SendTls::Opportunistic => "opportunistic",
+        SendTls::Required => "required",
+    };
+    v1::Route {
+        name: route.name.clone(),
+        address_spaces: strings(&route.address_spaces),
+        cost: Some(route.cost),
+        smart_hosts: strings(&route.smart_hosts),
+        tls: Some(tls.to_owned()),
+        max_connections: Some(route.max_connections),
+        enabled: Some(route.enabled),
+        comment: Some(route.comment.clone()),
+        fqdn: Some(route.fqdn.clone().unwrap_or_default()),
+        revision: found.revision,
+    }
+}
+
+const CREDENTIAL: &str = "PH-CRED-003";
+
+/// Changes `credential` as the request says, leaving the rest. Secrets are set elsewhere.
+pub(super) fn merge_credential(mut credential: Credential, from: &v1::Credential) -> Result<Credential, Status> {
+    take!(from, credential: enabled, note, owner);
+    if let Some(list) = &from.senders {
+        credential.senders =
+            crate::connector::SenderRule(words(CREDENTIAL, "sender", list)?);
+    }
+    if let Some(list) = &from.source_ranges {
+        credential.source_ranges = ranges(&list.values)?.0;
+    }
+    if let Some(list) = &from.connectors {
+        credential.connectors.clone_from(&list.values);
+    }
+    if let Some(text) = &from.expires_at {
+        credential.expires_at_ms = match text.as_str() {
+            "" => None,
+            text => Some(
+                text.parse::<jiff::Timestamp>().map_err(|error| bad(CREDENTIAL, "expires", error))?.as_millisecond(),
+            ),
+        };
+    }
+    Ok(credential)
+}
+
+/// A credential as administrators read it: never its secrets.
+pub(super) fn credential_out(found: &Versioned<std::sync::Arc<Credential>>, now_ms: i64) -> v1::Credential {
+    let credential = &found.value;
+    v1::Credential {
+        user: credential.user.clone(),
+        senders: strings(&credential.senders.0),
+        source_ranges: strings(&credential.source_ranges),
+        connectors: strings(&credential.connectors),
+        enabled: Some(credential.enabled),
+        note: Some(credential.note.clone()),
+        owner: Some(credential.owner.clone()),
+        expires_at: credential.expires_at_ms.map(rfc3339),
+        revision: found.revision,
+        expired: credential.expires_at_ms.is_some_and(|at| at <= now_ms),
+    }
+}
+
+/// Checks a name that becomes part of a certificate.
+pub(super) fn machine_name(name: &str) -> Result<(), Status> {
+    if is_name(name) {
+        return Ok(());
+    }
+    let cause = format!("\"{name}\" is not 1 to 63 letters, digits or hyphens");
+    Err(invalid("PH-NODE-004", "the name is not valid", cause, "change node.name in the node file"))
+}

@@ -1,0 +1,26 @@
+//! The administrator's side of a node: gRPC services, conversions between wire and domain, and the HTTP pages for
+//! monitoring. It decides nothing about mail and nothing that the agreed state decides; it asks, proposes and shows.
+
+mod cluster;
+mod convert;
+mod explain;
+mod front_link;
+pub mod http;
+mod join;
+mod local;
+mod problem;
+mod queue;
+mod rpc;
+mod service;
+
+pub use front_link::{FrontLinkService, ReadinessWatch};
+pub use join::JoinService;
+pub use local::{Lifecycle, LocalService};
+pub use rpc::{bind_local, peer, serve_local, serve_tls};
+pub use service::{AdminService, Context, ContextSlot};
+
+/// Makes the status of a failed call from a problem's parts: exit code, stable code, what, why, how to fix.
+#[must_use]
+pub fn failure(exit_code: u32, code: &str, message: impl ToString, cause: impl ToString, fix: &str) -> tonic::Status {
+    problem::status(problem::problem(exit_code, code, message, cause, fix))
+}

@@ -1,0 +1,349 @@
+//! What only a node knows of its letters, asked of every node and put together. A node that does not answer is
+//! named: an answer that hides a third of the queue would be a lie.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use posthouse_proto::v1::{self, admin_client::AdminClient};
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+use super::cluster::{others, unknown_node};
+use super::problem::{internal, invalid};
+use super::service::{Actor, Context};
+use crate::clock::{now_ms, rfc3339};
+use crate::mail::Domain;
+use crate::queue::{LetterState, QueueFilter, QueuedMessage};
+use crate::spool::{MessageId, TraceFilter, TraceRecord};
+
+/// How long another node may take to answer.
+const NODE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rows answered when nobody says how many.
+const LIMIT_DEFAULT: usize = 100;
+/// Rows answered at most.
+const LIMIT_MAX: usize = 10_000;
+
+/// What is done with the letters that match.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verb {
+    Retry,
+    Delete,
+}
+
+/// Asks every other node (or the one that is named), all at once. Answers what came, and who did not answer.
+async fn ask<T, F>(
+    context: &Context,
+    node: &str,
+    call: impl Fn(AdminClient<Channel>) -> F,
+) -> (Vec<T>, Vec<String>)
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    let members: Vec<_> =
+        others(context).into_iter().filter(|member| node.is_empty() || member.name == node).collect();
+    let calls = members.iter().map(|member| {
+        let client = AdminClient::new(context.dialer.channel(&member.rpc_address, &member.name));
+        tokio::time::timeout(NODE_TIMEOUT, call(client.max_decoding_message_size(64 << 20)))
+    });
+    let answers = futures_util::future::join_all(calls).await;
+    let (mut came, mut unreachable) = (Vec::new(), Vec::new());
+    for (member, answer) in members.into_iter().zip(answers) {
+        match answer {
+            Ok(Ok(reply)) => came.push(reply.into_inner()),
+            Ok(Err(_)) | Err(_) => unreachable.push(member.name),
+        }
+    }
+    (came, unreachable)
+}
+
+fn includes_us(context: &Context, node: &str) -> bool {
+    node.is_empty() || node == context.node_name
+}
+
+fn ids(texts: &[String]) -> Result<Vec<MessageId>, Status> {
+    texts
+        .iter()
+        .map(|text| {
+            text.parse().map_err(|_| {
+                let cause = "an id has 13 letters and digits, as queue list shows it";
+                invalid("PH-QUEUE-002", format!("\"{text}\" is not a message id"), cause, "posthousectl queue list")
+            })
+        })
+        .collect()
+}
+
+fn filter(request: &v1::QueueRequest) -> Result<QueueFilter, Status> {
+    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let state = match some(&request.state) {
+        None => None,
+        Some(word) => Some(LetterState::parse(&word).ok_or_else(|| {
+            let cause = format!("\"{word}\" is not ready, retry or active");
+            invalid("PH-QUEUE-003", "the state is not valid", cause, "--state ready, retry or active")
+        })?),
+    };
+    let domain = match some(&request.domain) {
+        None => None,
+        Some(name) => Some(Domain::parse(&name).map_err(|error| {
+            invalid("PH-QUEUE-004", format!("\"{name}\" is not a domain"), error, "--domain partner.example")
+        })?),
+    };
+    Ok(QueueFilter {
+        ids: ids(&request.ids)?,
+        domain,
+        sender: some(&request.sender),
+        recipient: some(&request.recipient),
+        connector: some(&request.connector),
+        state,
+        all: request.all || !request.node.is_empty(),
+    })
+}
+
+fn forward(request: &v1::QueueRequest) -> v1::QueueRequest {
+    v1::QueueRequest { this_node_only: true, ..request.clone() }
+}
+
+/// Counts letters over all nodes.
+pub(super) async fn summary(
+    context: &Arc<Context>,
+    request: v1::QueueRequest,
+) -> Result<v1::QueueSummaryReply, Status> {
+    let filter = filter(&request)?;
+    if !request.node.is_empty() {
+        unknown_node(context, &request.node)?;
+    }
+    let mut reply = v1::QueueSummaryReply::default();
+    if includes_us(context, &request.node) {
+        let own = context.queue.summary(&filter).await.map_err(|error| internal("the queue cannot be read", error))?;
+        reply.messages = own.messages;
+        reply.bytes = own.bytes;
+        reply.by_state = own.by_state.into_iter().collect();
+        reply.by_domain = own.by_domain.into_iter().collect();
+        reply.oldest_age_secs = u64::try_from(own.oldest_age_ms / 1000).unwrap_or(0);
+        reply.by_node.insert(context.node_name.clone(), own.messages);
+    }
+    if !request.this_node_only {
+        let asked = forward(&request);
+        let (came, unreachable) = ask(context, &request.node, |mut client| {
+            let asked = asked.clone();
+            async move { client.queue_summary(Request::new(asked)).await }
+        })
+        .await;
+        for other in came {
+            reply.messages += other.messages;
+            reply.bytes += other.bytes;
+            reply.oldest_age_secs = reply.oldest_age_secs.max(other.oldest_age_secs);
+            add(&mut reply.by_state, other.by_state);
+            add(&mut reply.by_node, other.by_node);
+            add(&mut reply.by_domain, other.by_domain);
+        }
+        reply.unreachable = unreachable;
+    }
+    for state in ["ready", "active", "retry"] {
+        reply.by_state.entry(state.to_owned()).or_default();
+    }
+    Ok(reply)
+}
+
+fn add(
+    sums: &mut std::collections::HashMap<String, u64>,
+    more: std::collections::HashMap<String, u64>,
+) {
+    for (key, count) in more {
+        *sums.entry(key).or_default() += count;
+    }
+}
+
+/// Lists letters over all nodes, oldest first.
+pub(super) async fn list(context: &Arc<Context>, request: v1::QueueRequest) -> Result<v1::QueueListReply, Status> {
+    let filter = filter(&request)?;
+    if !request.node.is_empty() {
+        unknown_node(context, &request.node)?;
+    }
+    let limit = limit(request.limit);
+    let mut reply = v1::QueueListReply::default();
+    if includes_us(context, &request.node) {
+        let found =
+            context.queue.list(&filter, limit).await.map_err(|error| internal("the queue cannot be read", error))?;
+        reply.matched = found.matched;
+        reply.messages = found.messages.into_iter().map(letter_out).collect();
+    }
+    if !request.this_node_only {
+        let asked = forward(&request);
+        let (came, unreachable) = ask(context, &request.node, |mut client| {
+            let asked = asked.clone();
+            async move { client.queue_list(Request::new(asked)).await }
+        })
+        .await;
+        for other in came {
+            reply.matched += other.matched;
+            reply.messages.extend(other.messages);
+        }
+        reply.messages.sort_by(|a, b| a.received_at.cmp(&b.received_at));
+        reply.messages.truncate(limit);
+        reply.unreachable = unreachable;
+    }
+    Ok(reply)
+}
+
+fn limit(wanted: u32) -> usize {
+    match wanted {
+        0 => LIMIT_DEFAULT,
+        wanted => (wanted as usize).min(LIMIT_MAX),
+    }
+}
+
+fn letter_out(letter: QueuedMessage) -> v1::QueuedMessage {
+    v1::QueuedMessage {
+        id: letter.id.to_string(),
+        node: letter.node,
+        state: letter.state.as_str().to_owned(),
+        sender: letter.sender,
+        recipients: letter.recipients,
+        connector: letter.connector,
+        client_ip: letter.client_ip.to_string(),
+        size: letter.size,
+        received_at: rfc3339(letter.received_at_ms),
+        next_attempt_at: rfc3339(letter.next_attempt_at_ms),
+        attempts: letter.attempts,
+        last_error: letter.last_error,
+        message_id: letter.message_id,
+    }
+}
+
+/// Retries or deletes the letters that match, on all nodes.
+pub(super) async fn change(
+    context: &Arc<Context>,
+    actor: &Actor,
+    request: v1::QueueRequest,
+    verb: Verb,
+) -> Result<v1::QueueChangeReply, Status> {
+    let filter = filter(&request)?;
+    if !filter.is_chosen() {
+        return Err(invalid(
+            "PH-QUEUE-001",
+            "which letters?",
+            "without a filter this would be every letter of the cluster",
+            "name --id, --domain, --sender, --rcpt, --connector or --state; or type --all",
+        ));
+    }
+    if !request.node.is_empty() {
+        unknown_node(context, &request.node)?;
+    }
+    let options = request.options.clone().unwrap_or_default();
+    let mut reply = v1::QueueChangeReply { dry_run: options.dry_run, ..Default::default() };
+    if includes_us(context, &request.node) {
+        let who = if actor.is_member && !options.reason.is_empty() { String::new() } else { actor.who.clone() };
+        let detail = format!("{who} {}", options.reason).trim().to_owned();
+        let changed = match (options.dry_run, verb) {
+            (true, _) => context
+                .queue
+                .list(&filter, LIMIT_MAX)
+                .await
+                .map(|found| found.messages.into_iter().map(|letter| letter.id).collect::<Vec<_>>()),
+            (false, Verb::Retry) => context.queue.retry(&filter).await,
+            (false, Verb::Delete) => context.queue.delete(&filter, &detail).await,
+        };
+        let changed = changed.map_err(|error| internal("the queue cannot be changed", error))?;
+        if verb == Verb::Delete && !options.dry_run && !changed.is_empty() {
+            tracing::info!(count = changed.len(), %detail, "letters deleted by an administrator");
+        }
+        reply.changed = changed.len() as u64;
+        reply.ids = changed.iter().map(ToString::to_string).collect();
+    }
+    if !request.this_node_only {
+        let mut asked = forward(&request);
+        let mut said = options;
+        said.reason = format!("{} {}", actor.who, said.reason).trim().to_owned();
+        asked.options = Some(said);
+        let (came, unreachable) = ask(context, &request.node, |mut client| {
+            let asked = asked.clone();
+            async move {
+                match verb {
+                    Verb::Retry => client.queue_retry(Request::new(asked)).await,
+                    Verb::Delete => client.queue_delete(Request::new(asked)).await,
+                }
+            }
+        })
+        .await;
+        for other in came {
+            reply.changed += other.changed;
+            reply.ids.extend(other.ids);
+        }
+        reply.unreachable = unreachable;
+    }
+    Ok(reply)
+}
+
+/// Follows letters over all nodes.
+pub(super) async fn trace(
+    context: &Arc<Context>,
+    request: v1::MessageTraceRequest,
+) -> Result<v1::MessageTraceReply, Status> {
+    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let since_secs = if request.since_secs == 0 { 24 * 3600 } else { request.since_secs };
+    let limit = limit(request.limit);
+    let filter = TraceFilter {
+        id: ids(&some(&request.id).into_iter().collect::<Vec<_>>())?.into_iter().next(),
+        message_id: some(&request.message_id),
+        sender: some(&request.sender),
+        recipient: some(&request.recipient),
+        client_ip: match some(&request.client_ip) {
+            None => None,
+            Some(text) => Some(text.parse().map(|ip: std::net::IpAddr| ip.to_canonical()).map_err(|error| {
+                invalid("PH-TRACE-001", format!("\"{text}\" is not an address"), error, "--client-ip 10.1.2.3")
+            })?),
+        },
+        connector: some(&request.connector),
+        session_id: some(&request.session_id),
+        since_ms: Some(now_ms().saturating_sub(i64::try_from(since_secs).unwrap_or(i64::MAX / 2000) * 1000)),
+        limit,
+    };
+    let spool = context.spool.clone();
+    let records = spool.trace(filter).await.map_err(|error| internal("the traces cannot be read", error))?;
+    let mut messages: Vec<v1::TracedMessage> = records.into_iter().map(trace_out).collect();
+    let mut unreachable = Vec::new();
+    if !request.this_node_only {
+        let asked = v1::MessageTraceRequest { this_node_only: true, ..request };
+        let (came, missing) = ask(context, "", |mut client| {
+            let asked = asked.clone();
+            async move { client.message_trace(Request::new(asked)).await }
+        })
+        .await;
+        messages.extend(came.into_iter().flat_map(|other| other.messages));
+        unreachable = missing;
+    }
+    messages.sort_by(|a, b| a.received_at.cmp(&b.received_at).then_with(|| a.id.cmp(&b.id)));
+    if messages.len() > limit {
+        messages.drain(..messages.len() - limit);
+    }
+    Ok(v1::MessageTraceReply { messages, unreachable })
+}
+
+fn trace_out(record: TraceRecord) -> v1::TracedMessage {
+    let events = record.events.into_iter().map(|event| v1::TraceEvent {
+        time: rfc3339(event.at_ms),
+        event: event.event.as_str().to_owned(),
+        node: event.node,
+        next_hop: event.next_hop,
+        recipient: event.recipient,
+        reply: event.reply,
+        detail: event.detail,
+    });
+    v1::TracedMessage {
+        id: record.id.to_string(),
+        message_id: record.message_id,
+        client_ip: record.client_ip.to_string(),
+        connector: record.connector,
+        sender: record.sender,
+        recipients: record.recipients,
+        status: record.status.as_str().to_owned(),
+        node: record.node,
+        events: events.collect(),
+        session_id: record.session_id,
+        size: record.size,
+        received_at: rfc3339(record.received_at_ms),
+        front: record.front.unwrap_or_default(),
+        user: record.user.unwrap_or_default(),
+    }
+}

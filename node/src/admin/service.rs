@@ -1,0 +1,588 @@
+//! The Admin service: requests → commands for the cluster, and answers read from the state. What only one node knows
+//! (its queue, its traces, its sessions) is asked of every node and put together.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use posthouse_proto::v1::{self, admin_server::Admin};
+use tonic::{Request, Response, Status};
+
+use super::convert;
+use super::problem::{exit, internal, invalid, not_committed, problem, refused, status};
+use super::rpc::peer;
+use crate::clock::now_ms;
+use crate::connector::{ReceiveConnector, SendConnector};
+use crate::credential::{self, Credential};
+use crate::pki::{DataKey, PeerIdentity, PeerInfo};
+use crate::queue::QueueHandle;
+use crate::raft::{LocalFacts, RaftHandle};
+use crate::shutdown::run_blocking;
+use crate::spool::Spool;
+use crate::state::{AllowlistEntry, Change, Command, Outcome, StateView, apply};
+use crate::tls::Dialer;
+
+/// What the services of a member work with.
+pub struct Context {
+    /// Proposes, and knows the state.
+    pub raft: RaftHandle,
+    /// Accepted letters.
+    pub spool: Spool,
+    /// What is done with them.
+    pub queue: QueueHandle,
+    /// Reaches the other members.
+    pub dialer: Dialer,
+    /// Seals secrets.
+    pub data_key: DataKey,
+    /// This node's name.
+    pub node_name: String,
+    /// This node's id.
+    pub node_id: u64,
+    /// What this node knows of itself.
+    pub local_facts: Arc<dyn Fn() -> LocalFacts + Send + Sync>,
+    /// Random per-process key of the cache of verified passwords is elsewhere; this is the user that runs us, who
+    /// may use the local socket beside root.
+    pub own_uid: u32,
+}
+
+/// The context, once this node is a member.
+pub type ContextSlot = Arc<OnceLock<Arc<Context>>>;
+
+/// The Admin service.
+#[derive(Clone)]
+pub struct AdminService {
+    slot: ContextSlot,
+}
+
+/// Who wants a change, and from where.
+#[derive(Clone)]
+pub(super) struct Actor {
+    pub(super) who: String,
+    pub(super) from: String,
+    /// A member asks on behalf of somebody it has checked.
+    pub(super) is_member: bool,
+}
+
+impl Context {
+    /// The newest state.
+    #[must_use]
+    pub fn view(&self) -> Arc<StateView> {
+        Arc::clone(&self.raft.view().borrow())
+    }
+}
+
+impl AdminService {
+    /// The service for whatever is in `slot`; until then every call says what to do first.
+    #[must_use]
+    pub fn new(slot: ContextSlot) -> Self {
+        Self { slot }
+    }
+
+    /// Lets administrators, root and our own user in, and members; nobody else.
+    pub(super) fn open<T>(&self, request: &Request<T>) -> Result<(Arc<Context>, Actor), Status> {
+        let PeerInfo { identity, from } = peer(request);
+        let is_member = matches!(identity, PeerIdentity::Node { .. });
+        let context = self.slot.get().cloned().ok_or_else(|| {
+            status(problem(
+                exit::OTHER,
+                "PH-NODE-005",
+                "this node belongs to no cluster yet",
+                "neither cluster init nor a join has run here",
+                "first node: posthousectl cluster init; any other: posthousectl node add --token TOKEN",
+            ))
+        })?;
+        let allowed = match &identity {
+            PeerIdentity::Admin { .. } | PeerIdentity::Node { .. } => true,
+            PeerIdentity::Local { uid } => *uid == 0 || *uid == context.own_uid,
+            PeerIdentity::Front { .. } | PeerIdentity::Anonymous => false,
+        };
+        if !allowed {
+            return Err(status(problem(
+                exit::NOT_PERMITTED,
+                "PH-AUTH-001",
+                "not permitted",
+                format!("{identity} is not an administrator of this cluster"),
+                "use the context that cluster init made, or the local socket as root",
+            )));
+        }
+        Ok((context, Actor { who: identity.to_string(), from, is_member }))
+    }
+
+    /// Proposes a change, or for a dry run tries it on a copy of the state.
+    pub(super) async fn write(
+        context: &Context,
+        actor: &Actor,
+        options: Option<v1::WriteOptions>,
+        change: Change,
+        mut warnings: Vec<String>,
+    ) -> Result<v1::WriteReply, Status> {
+        let options = options.unwrap_or_default();
+        if options.accept_risk && options.reason.trim().is_empty() {
+            return Err(invalid(
+                "PH-ALLOW-008",
+                "the override of the open-relay guard needs a reason",
+                "--accept-risk puts the risk on record, and a record without a reason is none",
+                "add --reason TEXT",
+            ));
+        }
+        let command = Command {
+            who: actor.who.clone(),
+            from: actor.from.clone(),
+            at_ms: now_ms(),
+            reason: options.reason,
+            if_revision: options.if_revision,
+            accept_risk: options.accept_risk,
+            change,
+        };
+        let (revision, outcome) = if options.dry_run {
+            let view = context.view();
+            let mut state = view.state.clone();
+            (view.revision, apply(&mut state, &command, view.revision + 1).outcome)
+        } else {
+            let committed = context.raft.propose(command).await.map_err(|error| not_committed(&error))?;
+            (committed.revision, committed.outcome)
+        };
+        match outcome {
+            Outcome::Applied { changed, warnings: more, .. } => {
+                warnings.extend(more);
+                Ok(v1::WriteReply { revision, warnings, dry_run: options.dry_run, changed })
+            }
+            Outcome::Refused(refusal) => Err(refused(refusal)),
+        }
+    }
+}
+
+/// How often a read-modify-write is repeated when somebody else was quicker.
+const MERGE_ATTEMPTS: usize = 5;
+
+/// Repeats a read-modify-write whose object moved between the read and the write, unless the caller named the
+/// revision: then moving is the caller's answer.
+macro_rules! merged_write {
+    ($context:expr, $actor:expr, $options:expr, |$view:ident| $build:block) => {{
+        let named = $options.as_ref().is_some_and(|options| options.if_revision.is_some());
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let $view = $context.view();
+            let (change, revision, warnings): (Change, Option<u64>, Vec<String>) = $build;
+            let mut options = $options.clone().unwrap_or_default();
+            if !named {
+                options.if_revision = revision;
+            }
+            match AdminService::write($context, $actor, Some(options), change, warnings).await {
+                Err(status) if status.code() == tonic::Code::Aborted && !named && attempt < MERGE_ATTEMPTS => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                result => break result,
+            }
+        }
+    }};
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    async fn cluster_status(
+        &self,
+        request: Request<v1::ClusterStatusRequest>,
+    ) -> Result<Response<v1::ClusterStatusReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        Ok(Response::new(super::cluster::status(&context).await))
+    }
+
+    async fn create_join_token(
+        &self,
+        request: Request<v1::CreateJoinTokenRequest>,
+    ) -> Result<Response<v1::CreateJoinTokenReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::cluster::create_join_token(&context, &actor, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_join_tokens(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListJoinTokensReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        Ok(Response::new(super::cluster::list_join_tokens(&context)))
+    }
+
+    async fn revoke_join_token(&self, request: Request<v1::NameRequest>) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::NameRequest { name, options } = request.into_inner();
+        let change = Change::RevokeJoinToken { id: name };
+        Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
+    }
+
+    async fn set_node_state(
+        &self,
+        request: Request<v1::SetNodeStateRequest>,
+    ) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::cluster::set_node_state(&context, &actor, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_nodes(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListNodesReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        let reply = super::cluster::status(&context).await;
+        let unreachable = reply.members.iter().filter(|member| !member.reachable).map(|member| member.name.clone());
+        let unreachable = unreachable.collect();
+        Ok(Response::new(v1::ListNodesReply { nodes: reply.members, unreachable }))
+    }
+
+    async fn put_connector(
+        &self,
+        request: Request<v1::PutConnectorRequest>,
+    ) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::PutConnectorRequest { connector, create, options } = request.into_inner();
+        let from = connector.unwrap_or_default();
+        let ranges = match &from.remote_ip_ranges {
+            Some(list) => Some(convert::ranges(&list.values)?),
+            None => None,
+        };
+        let written = merged_write!(&context, &actor, options, |view| {
+            let found = view.state.connectors.get(&from.name);
+            let base = match found {
+                Some(found) if !create => (*found.value).clone(),
+                _ => ReceiveConnector::new(from.name.clone()),
+            };
+            let connector = Box::new(convert::merge_connector(base, &from)?);
+            let (ranges, warnings) = ranges.clone().map_or((None, vec![]), |(ranges, said)| (Some(ranges), said));
+            let revision = found.filter(|_| !create).map(|found| found.revision);
+            (Change::PutConnector { create, connector, ranges }, revision, warnings)
+        });
+        Ok(Response::new(written?))
+    }
+
+    async fn delete_connector(&self, request: Request<v1::NameRequest>) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::NameRequest { name, options } = request.into_inner();
+        let change = Change::DeleteConnector { name };
+        Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
+    }
+
+    async fn list_connectors(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListConnectorsReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        let view = context.view();
+        let connectors = view.state.connectors.values().map(|found| convert::connector_out(&view, found)).collect();
+        Ok(Response::new(v1::ListConnectorsReply { connectors, revision: view.revision }))
+    }
+
+    async fn add_allowlist_entries(
+        &self,
+        request: Request<v1::AddAllowlistEntriesRequest>,
+    ) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let request = request.into_inner();
+        let (ranges, warnings) = convert::ranges(&request.ranges)?;
+        if ranges.is_empty() {
+            return Err(invalid("PH-ALLOW-003", "no range was named", "there is nothing to add", "name at least one"));
+        }
+        let now_ms = now_ms();
+        let expires_at_ms = request.expires_in_secs.map(|secs| {
+            now_ms.saturating_add(i64::try_from(secs).unwrap_or(i64::MAX).saturating_mul(1000))
+        });
+        let entries = ranges
+            .into_iter()
+            .map(|range| AllowlistEntry {
+                range,
+                note: request.note.clone(),
+                owner: request.owner.clone(),
+                ticket: request.ticket.clone(),
+                expires_at_ms,
+                created_by: actor.who.clone(),
+                created_at_ms: now_ms,
+            })
+            .collect();
+        let change = Change::AddAllowlistEntries { connector: request.connector, entries };
+        Ok(Response::new(Self::write(&context, &actor, request.options, change, warnings).await?))
+    }
+
+    async fn remove_allowlist_entries(
+        &self,
+        request: Request<v1::RemoveAllowlistEntriesRequest>,
+    ) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let request = request.into_inner();
+        let (ranges, warnings) = convert::ranges(&request.ranges)?;
+        let change = Change::RemoveAllowlistEntries { connector: request.connector, ranges };
+        Ok(Response::new(Self::write(&context, &actor, request.options, change, warnings).await?))
+    }
+
+    async fn list_allowlist_entries(
+        &self,
+        request: Request<v1::ListAllowlistEntriesRequest>,
+    ) -> Result<Response<v1::ListAllowlistEntriesReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        let v1::ListAllowlistEntriesRequest { connector, containing } = request.into_inner();
+        let view = context.view();
+        if !connector.is_empty() && !view.state.connectors.contains_key(&connector) {
+            return Err(status(problem(
+                exit::NOT_FOUND,
+                "PH-CONN-001",
+                format!("connector \"{connector}\" not found"),
+                "the cluster has no connector of that name",
+                "posthousectl connector list",
+            )));
+        }
+        let address = match containing.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|_| {
+                invalid("PH-ALLOW-002", format!("\"{text}\" is not an address"), "an IPv4 or IPv6 address is meant", "")
+            })?),
+        };
+        let now_ms = now_ms();
+        let lists = view.state.allowlist.iter().filter(|(name, _)| connector.is_empty() || **name == connector);
+        let entries = lists
+            .flat_map(|(name, entries)| entries.values().map(move |found| (name, found)))
+            .filter(|(_, found)| address.is_none_or(|address| found.value.range.contains(address)))
+            .map(|(name, found)| convert::entry_out(name, found, now_ms))
+            .collect();
+        Ok(Response::new(v1::ListAllowlistEntriesReply { entries, revision: view.revision }))
+    }
+
+    async fn put_domain(&self, request: Request<v1::PutDomainRequest>) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::PutDomainRequest { domain, create, options } = request.into_inner();
+        let from = domain.unwrap_or_default();
+        let written = merged_write!(&context, &actor, options, |view| {
+            let name = from.name.trim().to_ascii_lowercase();
+            let found = view.state.domains.get(name.strip_prefix("*.").unwrap_or(&name));
+            let domain = convert::domain_in(&from, found.map(|found| &found.value))?;
+            let revision = found.filter(|_| !create).map(|found| found.revision);
+            (Change::PutDomain { create, domain }, revision, vec![])
+        });
+        Ok(Response::new(written?))
+    }
+
+    async fn delete_domain(&self, request: Request<v1::NameRequest>) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::NameRequest { name, options } = request.into_inner();
+        let name = name.trim().to_ascii_lowercase();
+        let change = Change::DeleteDomain { name: name.strip_prefix("*.").unwrap_or(&name).to_owned() };
+        Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
+    }
+
+    async fn list_domains(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListDomainsReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        let view = context.view();
+        let domains = view.state.domains.values().map(convert::domain_out).collect();
+        Ok(Response::new(v1::ListDomainsReply { domains, revision: view.revision }))
+    }
+
+    async fn put_route(&self, request: Request<v1::PutRouteRequest>) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::PutRouteRequest { route, create, options } = request.into_inner();
+        let from = route.unwrap_or_default();
+        let written = merged_write!(&context, &actor, options, |view| {
+            let found = view.state.routes.get(&from.name);
+            let base = match found {
+                Some(found) if !create => (*found.value).clone(),
+                _ => SendConnector::new(from.name.clone()),
+            };
+            let route = convert::merge_route(base, &from)?;
+            let revision = found.filter(|_| !create).map(|found| found.revision);
+            (Change::PutRoute { create, route }, revision, vec![])
+        });
+        Ok(Response::new(written?))
+    }
+
+    async fn delete_route(&self, request: Request<v1::NameRequest>) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::NameRequest { name, options } = request.into_inner();
+        let change = Change::DeleteRoute { name };
+        Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
+    }
+
+    async fn list_routes(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListRoutesReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        let view = context.view();
+        let routes = view.state.routes.values().map(convert::route_out).collect();
+        Ok(Response::new(v1::ListRoutesReply { routes, revision: view.revision }))
+    }
+
+    async fn put_credential(
+        &self,
+        request: Request<v1::PutCredentialRequest>,
+    ) -> Result<Response<v1::PutCredentialReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::PutCredentialRequest { credential, create, password, generate, options } = request.into_inner();
+        let from = credential.unwrap_or_default();
+        let user = from.user.trim().to_lowercase();
+        if create && from.senders.is_none() {
+            return Err(invalid(
+                "PH-CRED-004",
+                "a credential needs to know as whom it may send",
+                "without a choice it could send as nobody, or as everybody",
+                "--own-domain, --sender ADDRESS|@domain, or --sender '*'",
+            ));
+        }
+        let generated = generate.then(|| credential::generate_password(&crate::pki::random::<32>()));
+        let secret = generated.clone().or(password);
+        if create && secret.is_none() {
+            return Err(invalid(
+                "PH-CRED-005",
+                "a credential needs a password",
+                "none was given",
+                "--generate, --password-stdin or --password-file FILE",
+            ));
+        }
+        let phc = match secret {
+            None => None,
+            Some(secret) => {
+                let salt = crate::pki::random::<16>();
+                let hashed = run_blocking(move || credential::hash(secret.as_bytes(), &salt)).await;
+                Some(hashed.map_err(|error| {
+                    invalid("PH-CRED-006", "the password cannot be used", error, "choose another one")
+                })?)
+            }
+        };
+        let now_ms = now_ms();
+        let written = merged_write!(&context, &actor, options, |view| {
+            let found = view.state.credentials.get(&user);
+            let base = match found {
+                Some(found) if !create => (*found.value).clone(),
+                _ => Credential::new(user.clone()),
+            };
+            let mut credential = convert::merge_credential(base, &from)?;
+            if let Some(phc) = &phc {
+                credential.set_verifier(phc.clone(), now_ms);
+            }
+            let revision = found.filter(|_| !create).map(|found| found.revision);
+            (Change::PutCredential { create, credential }, revision, vec![])
+        });
+        let generated_password = generated.unwrap_or_default();
+        Ok(Response::new(v1::PutCredentialReply { write: Some(written?), generated_password }))
+    }
+
+    async fn delete_credential(&self, request: Request<v1::NameRequest>) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::NameRequest { name, options } = request.into_inner();
+        let change = Change::DeleteCredential { user: name.trim().to_lowercase() };
+        Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
+    }
+
+    async fn list_credentials(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListCredentialsReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        let (view, now_ms) = (context.view(), now_ms());
+        let credentials =
+            view.state.credentials.values().map(|found| convert::credential_out(found, now_ms)).collect();
+        Ok(Response::new(v1::ListCredentialsReply { credentials, revision: view.revision }))
+    }
+
+    async fn list_certificates(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListCertificatesReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        let view = context.view();
+        let certificates = view
+            .state
+            .certificates
+            .values()
+            .map(|found| v1::Certificate {
+                name: found.value.name.clone(),
+                subject: found.value.subject.clone(),
+                issuer: found.value.issuer.clone(),
+                names: found.value.names.clone(),
+                not_after: crate::clock::rfc3339(found.value.not_after_ms),
+                revision: found.revision,
+            })
+            .collect();
+        let cluster_ca_pem = view.state.facts.as_ref().map(|facts| facts.ca_pem.clone()).unwrap_or_default();
+        Ok(Response::new(v1::ListCertificatesReply { certificates, cluster_ca_pem }))
+    }
+
+    async fn list_fronts(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListFrontsReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        Ok(Response::new(v1::ListFrontsReply { fronts: super::cluster::fronts(&context.view()) }))
+    }
+
+    async fn remove_front(&self, request: Request<v1::NameRequest>) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::NameRequest { name, options } = request.into_inner();
+        let change = Change::RemoveFront { name };
+        Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
+    }
+
+    async fn await_revision(
+        &self,
+        request: Request<v1::AwaitRevisionRequest>,
+    ) -> Result<Response<v1::AwaitRevisionReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        Ok(Response::new(super::cluster::await_revision(&context, request.get_ref()).await))
+    }
+
+    async fn explain_ip(
+        &self,
+        request: Request<v1::ExplainIpRequest>,
+    ) -> Result<Response<v1::ExplainIpReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::explain::explain_ip(&context.view(), request.get_ref()).map(Response::new)
+    }
+
+    async fn queue_summary(
+        &self,
+        request: Request<v1::QueueRequest>,
+    ) -> Result<Response<v1::QueueSummaryReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::queue::summary(&context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn queue_list(&self, request: Request<v1::QueueRequest>) -> Result<Response<v1::QueueListReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::queue::list(&context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn queue_retry(&self, request: Request<v1::QueueRequest>) -> Result<Response<v1::QueueChangeReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Retry).await.map(Response::new)
+    }
+
+    async fn queue_delete(
+        &self,
+        request: Request<v1::QueueRequest>,
+    ) -> Result<Response<v1::QueueChangeReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Delete).await.map(Response::new)
+    }
+
+    async fn message_trace(
+        &self,
+        request: Request<v1::MessageTraceRequest>,
+    ) -> Result<Response<v1::MessageTraceReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::queue::trace(&context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_audit(&self, request: Request<v1::ListAuditRequest>) -> Result<Response<v1::ListAuditReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        let limit = match request.get_ref().limit {
+            0 => 100,
+            limit => limit as usize,
+        };
+        let view = context.view();
+        let records = view.state.audit.values().rev().take(limit).map(|record| v1::AuditRecord {
+            revision: record.revision,
+            time: crate::clock::rfc3339(record.at_ms),
+            who: record.who.clone(),
+            from: record.from.clone(),
+            what: record.what.clone(),
+            reason: record.reason.clone(),
+        });
+        Ok(Response::new(v1::ListAuditReply { records: records.collect() }))
+    }
+}
+
+/// Opens a secret of the state, or says that this node cannot.
+pub(super) fn open_secret(
+    context: &Context,
+    purpose: &str,
+    sealed: &crate::state::SealedSecret,
+) -> Result<Vec<u8>, Status> {
+    context.data_key.open(purpose, sealed).map_err(|error| internal("a sealed secret cannot be opened", error))
+}

@@ -1,0 +1,36 @@
+//! Who may connect, submit and relay: receive connectors with their remote IP ranges, the table that picks one of
+//! them, the rights that decide, the same decision with every reason, the open-relay guard, and send connectors.
+//!
+//! Pure: no socket, no clock, no randomness. The wall clock comes in as `now_ms`, unix milliseconds. Imports `mail`
+//! only; credentials come in as [`CredentialFacts`].
+
+mod conflict;
+mod explain;
+mod guard;
+mod limits;
+mod permission;
+mod range;
+mod receive;
+mod reserved;
+mod rights;
+mod segments;
+mod send;
+mod sender;
+mod table;
+
+pub use conflict::{RangeConflict, conflict};
+pub use explain::{Explanation, Query, Step, explain};
+pub use guard::{GuardRefusal, RELAY_ADDRESSES_MAX, check as open_relay_guard};
+pub use limits::{ConnectionCounters, LimitRefusal};
+pub use permission::{
+    Client, CredentialFacts, Decision, DomainKind, Domains, Reason, Reasons, Verdict, decide_auth, decide_mail,
+    decide_rcpt,
+};
+pub use range::{ParsedRange, RangeError, Relation, RemoteIpRange, canonical_ip};
+pub use receive::{Binding, ConnectorError, ReceiveConnector, SizeMode};
+pub use rights::{
+    AuthMechanism, GrantedRight, PermissionGroup, Principal, Right, Rights, UnknownWord, effective_rights, parse_words,
+};
+pub use send::{AddressSpace, RouteTable, SendConnector, SendError, SendTls, SmartHost};
+pub use sender::{SenderPattern, SenderRule};
+pub use table::{AllowlistRange, Candidate, CandidateResult, ConnectorTable, Match};

@@ -1,0 +1,197 @@
+//! Active checks: the walk that a letter takes, without a letter. Connect, signed PROXY v2 `LOCAL` header, greeting,
+//! `EHLO`, `QUIT`. One task per backend; it looks more often while the backend's state is changing, and at once when
+//! a device met trouble there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tracing::debug;
+
+use super::config::CheckSection;
+use super::dial::{About, Outward, session_id};
+use super::pool::{Known, KnownSet, Pool};
+use super::tasks::Tasks;
+use crate::shutdown::Scope;
+
+/// Why a backend did not pass, or failed a device. Theirs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum CheckFailure {
+    /// It has no SMTP socket.
+    #[error("it has no address")]
+    NoAddress,
+    /// No connection.
+    #[error("connection failed: {0}")]
+    Refused(String),
+    /// No connection in time.
+    #[error("no connection in time")]
+    ConnectTimeout,
+    /// It said nothing, or stopped speaking.
+    #[error("silent")]
+    Silent,
+    /// It closed before the walk was over.
+    #[error("connection closed")]
+    Closed,
+    /// Its greeting was not 220.
+    #[error("greeting was \"{0}\"")]
+    Greeting(String),
+    /// Its answer to `EHLO` was not 250.
+    #[error("answer to EHLO was \"{0}\"")]
+    Ehlo(String),
+    /// Its own stream ended.
+    #[error("its stream ended: {0}")]
+    Stream(String),
+}
+
+impl CheckFailure {
+    /// All values of the label `reason`.
+    pub(super) const REASONS: [&str; 8] =
+        ["no_address", "refused", "connect_timeout", "silent", "closed", "greeting", "ehlo", "stream"];
+
+    pub(super) fn reason(&self) -> &'static str {
+        let index = match self {
+            Self::NoAddress => 0,
+            Self::Refused(_) => 1,
+            Self::ConnectTimeout => 2,
+            Self::Silent => 3,
+            Self::Closed => 4,
+            Self::Greeting(_) => 5,
+            Self::Ehlo(_) => 6,
+            Self::Stream(_) => 7,
+        };
+        Self::REASONS[index]
+    }
+}
+
+/// Checks every backend that the cluster knows, until `scope` ends.
+pub(super) async fn run(pool: Arc<Pool>, outward: Arc<Outward>, config: CheckSection, scope: Scope) {
+    let mut known = pool.known();
+    let mut tasks = Tasks::new(&scope);
+    loop {
+        let set = Arc::clone(&known.borrow_and_update());
+        tasks.reconcile(set.backends.iter().map(|backend| backend.node.clone()), |node| {
+            check_forever(node.to_owned(), Arc::clone(&pool), Arc::clone(&outward), config.clone())
+        });
+        tokio::select! {
+            () = scope.ended() => return,
+            changed = known.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn check_forever(node: String, pool: Arc<Pool>, outward: Arc<Outward>, config: CheckSection) {
+    let known = pool.known();
+    let Some(check_now) = pool.check_signal(&node) else { return };
+    loop {
+        let result = match find(&known, &node) {
+            Some(backend) => check(&backend, &outward, config.timeout).await,
+            None => return,
+        };
+        let is_changing = match &result {
+            Ok(()) => pool.succeeded(&node),
+            Err(failure) => {
+                debug!(backend = %node, reason = %failure, "check failed");
+                pool.failed(&node, failure)
+            }
+        };
+        let pause = jittered(if is_changing { config.fastinter } else { config.inter });
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = check_now.notified() => {
+                // Many devices in trouble must not become many checks.
+                sleep(config.fastinter.min(pause)).await;
+            }
+        }
+    }
+}
+
+fn find(known: &watch::Receiver<Arc<KnownSet>>, node: &str) -> Option<Known> {
+    known.borrow().backends.iter().find(|backend| backend.node == node).cloned()
+}
+
+/// A tenth more or less, so that several fronts do not check in step.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(0.9..1.1))
+}
+
+/// Walks once.
+pub(super) async fn check(backend: &Known, outward: &Outward, limit: Duration) -> Result<(), CheckFailure> {
+    let service = backend.checked_service().ok_or(CheckFailure::NoAddress)?;
+    let mut stream = outward.connect(&service.address).await?;
+    let header = outward.header(&About {
+        node: &backend.node,
+        service_port: service.port,
+        session_id: &session_id(),
+        is_stale: false,
+        device: None,
+    });
+    let walk = async {
+        stream.write_all(&header).await.map_err(|_| CheckFailure::Closed)?;
+        if service.implicit_tls {
+            // Only implicit TLS is offered: there the server waits for us. That it took the header has to do.
+            return Ok(());
+        }
+        let mut replies = Replies { stream, buffer: Vec::new() };
+        let greeting = replies.next().await?;
+        if !greeting.starts_with("220") {
+            return Err(CheckFailure::Greeting(greeting));
+        }
+        replies.send(b"EHLO front.invalid\r\n").await?;
+        let answer = replies.next().await?;
+        if !answer.starts_with("250") {
+            return Err(CheckFailure::Ehlo(answer));
+        }
+        // RFC 5321 §4.1.1.10: leave politely. What it answers no longer matters.
+        replies.send(b"QUIT\r\n").await?;
+        let _ = replies.next().await;
+        Ok(())
+    };
+    timeout(limit, walk).await.unwrap_or(Err(CheckFailure::Silent))
+}
+
+/// Reads replies, one by one.
+struct Replies {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+/// All lines of one reply. RFC 5321 §4.5.3.1.5: 512 bytes a line; no `EHLO` answer needs more than a few dozen.
+const REPLY_BYTES_MAX: usize = 16 * 1024;
+/// What of a reply is shown.
+const SHOWN_CHARS_MAX: usize = 120;
+
+impl Replies {
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), CheckFailure> {
+        self.stream.write_all(bytes).await.map_err(|_| CheckFailure::Closed)
+    }
+
+    /// The last line of the next reply, without its line end (RFC 5321 §4.2.1).
+    async fn next(&mut self) -> Result<String, CheckFailure> {
+        loop {
+            while let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                let is_last = line.get(3) != Some(&b'-');
+                if is_last {
+                    let text = String::from_utf8_lossy(&line);
+                    return Ok(text
+                        .trim_end()
+                        .chars()
+                        .filter(|char| !char.is_control())
+                        .take(SHOWN_CHARS_MAX)
+                        .collect());
+                }
+            }
+            if self.buffer.len() >= REPLY_BYTES_MAX {
+                return Err(CheckFailure::Closed);
+            }
+            match self.stream.read_buf(&mut self.buffer).await {
+                Ok(0) | Err(_) => return Err(CheckFailure::Closed),
+                Ok(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! A device's connection: accept, find a backend that speaks, pass its first bytes on, copy both ways. What a backend
+//! says, `421` included, is meant for the device and passed on.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{counter, gauge};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, warn};
+
+use super::config::FrontConfig;
+use super::dial::{Outward, session_id};
+use super::hello::Hello;
+use super::metrics_names::{CONNECTIONS_TOTAL, ConnectionResult, SESSIONS, SESSIONS_BROKEN_TOTAL};
+use super::pool::{BackendSession, Pool};
+use super::pump::{End, Pump, write_all};
+use super::search::{Caller, Found, NotFound, Search};
+use crate::shutdown::Scope;
+
+/// What a device hears on a port where the server speaks first, when nobody can be had (RFC 5321 §3.8; the text is
+/// Exchange's).
+const SERVICE_NOT_AVAILABLE: &[u8] = b"421 4.3.2 Service not available, closing transmission channel\r\n";
+/// How long a device may take to accept a few bytes.
+const DEVICE_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// After a failed accept (out of file descriptors, mostly): there is nothing to do but let sessions end.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// One bound socket for devices.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ServiceSocket {
+    pub port: u16,
+    pub implicit_tls: bool,
+}
+
+/// Everything that a device's connection needs.
+pub(super) struct Forwarder {
+    pool: Arc<Pool>,
+    outward: Arc<Outward>,
+    max_attempts: usize,
+    idle_timeout: Duration,
+    hello_timeout: Duration,
+    places: Arc<Semaphore>,
+    places_max: usize,
+    sessions: Scope,
+}
+
+impl Forwarder {
+    pub(super) fn new(pool: Arc<Pool>, outward: Arc<Outward>, config: &FrontConfig, sessions: Scope) -> Self {
+        let places_max = config.limits.max_connections.min(Semaphore::MAX_PERMITS);
+        Self {
+            pool,
+            outward,
+            max_attempts: config.check.max_attempts,
+            idle_timeout: config.limits.idle_timeout,
+            hello_timeout: config.limits.hello_timeout,
+            places: Arc::new(Semaphore::new(places_max)),
+            places_max,
+            sessions,
+        }
+    }
+
+    /// Devices that are connected now.
+    pub(super) fn sessions(&self) -> usize {
+        self.places_max.saturating_sub(self.places.available_permits())
+    }
+
+    /// Accepts devices until `scope` ends. Sessions live on in the scope that [`Forwarder::new`] was given.
+    pub(super) async fn accept(self: Arc<Self>, listener: TcpListener, service: ServiceSocket, scope: Scope) {
+        loop {
+            let accepted = tokio::select! {
+                () = scope.ended() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (device, source) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    warn!(%error, service = service.port, "accept failed");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+                count(ConnectionResult::Limit);
+                debug!(source.addr = %source, service = service.port, "too many connections");
+                if !service.implicit_tls {
+                    // A new socket's buffer is empty: this does not block, and nothing waits for it.
+                    let _ = device.try_write(SERVICE_NOT_AVAILABLE);
+                }
+                continue;
+            };
+            let this = Arc::clone(&self);
+            self.sessions.spawn_until_ended(async move { this.serve(device, source, service, place).await });
+        }
+    }
+
+    /// Finds a backend; copying is another, smaller task, so that what was needed for finding is freed.
+    async fn serve(
+        self: Arc<Self>,
+        mut device: TcpStream,
+        source: SocketAddr,
+        service: ServiceSocket,
+        place: OwnedSemaphorePermit,
+    ) {
+        self.outward.sockets.apply(&device);
+        let id = session_id();
+        let found = match self.find(&device, source, service, &id).await {
+            Ok(found) => found,
+            Err(NotFound::Gone) => {
+                debug!(session.id = id, source.addr = %source, service = service.port, "device left before a greeting");
+                return count(ConnectionResult::Gone);
+            }
+            Err(NotFound::Nobody) => {
+                count(ConnectionResult::Unserved);
+                warn!(session.id = id, source.addr = %source, service = service.port, "no backend could be had");
+                if !service.implicit_tls {
+                    let _ = write_all(&mut device, SERVICE_NOT_AVAILABLE, DEVICE_WRITE_TIMEOUT).await;
+                }
+                return;
+            }
+        };
+        if let Err(error) = write_all(&mut device, &found.first, DEVICE_WRITE_TIMEOUT).await {
+            debug!(session.id = id, source.addr = %source, %error, "device left before a greeting");
+            return count(ConnectionResult::Gone);
+        }
+        count(ConnectionResult::Served);
+        debug!(session.id = id, source.addr = %source, service = service.port, backend = %found.backend, "session opened");
+        let Found { stream, backend, session, .. } = found;
+        let pump = Pump::new(device, stream, self.idle_timeout);
+        self.sessions.spawn_until_ended(copy(pump, id, backend, session, OpenSession::new(), place));
+    }
+
+    async fn find(
+        &self,
+        device: &TcpStream,
+        source: SocketAddr,
+        service: ServiceSocket,
+        id: &str,
+    ) -> Result<Found, NotFound> {
+        let destination = device.local_addr().map_err(|_| NotFound::Gone)?;
+        let hello = service.implicit_tls.then(|| Hello::new(Instant::now() + self.hello_timeout));
+        let caller = Caller { device, source, destination, service: service.port, session_id: id };
+        Search::new(&self.pool, &self.outward, caller, hello, self.max_attempts).run().await
+    }
+}
+
+fn count(result: ConnectionResult) {
+    counter!(CONNECTIONS_TOTAL, "result" => result.as_str()).increment(1);
+}
+
+async fn copy(
+    pump: Pump,
+    id: String,
+    backend: Arc<str>,
+    session: BackendSession,
+    open: OpenSession,
+    place: OwnedSemaphorePermit,
+) {
+    let end = pump.await;
+    drop((session, open, place));
+    match end {
+        End::Finished => debug!(session.id = id, %backend, "session closed"),
+        End::Idle => debug!(session.id = id, %backend, "session closed: idle"),
+        End::DeviceBroke(error) => debug!(session.id = id, %backend, %error, "session broken by the device"),
+        End::BackendBroke(error) => {
+            counter!(SESSIONS_BROKEN_TOTAL).increment(1);
+            warn!(session.id = id, %backend, %error, "session broken by the backend");
+        }
+    }
+}
+
+/// Counts one open session in the gauge while it lives.
+struct OpenSession;
+
+impl OpenSession {
+    fn new() -> Self {
+        gauge!(SESSIONS).increment(1.0);
+        Self
+    }
+}
+
+impl Drop for OpenSession {
+    fn drop(&mut self) {
+        gauge!(SESSIONS).decrement(1.0);
+    }
+}

@@ -1,0 +1,239 @@
+//! The front: a health-checked TCP proxy on the address that devices know. It accepts, picks a node that is well,
+//! says in a signed PROXY header whose connection this is, and copies bytes. It has never heard of mail, with one
+//! exception: SMTP servers speak first, so a node that does not is replaced before the device has heard anything.
+//! It imports no mail, no state and no raft.
+
+mod backend;
+mod balance;
+mod check;
+mod config;
+mod dial;
+mod forward;
+mod hello;
+pub mod metrics_names;
+mod patience;
+mod pool;
+mod pump;
+mod search;
+mod status;
+mod tasks;
+mod watch;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use posthouse_proto::v1::WatchRequest;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+pub use balance::Algorithm;
+pub use config::{CheckSection, FrontConfig, FrontSection, LimitsSection, ListenSection};
+pub use status::{BackendStatus, FrontStatus, ListenerStatus};
+pub use watch::Dial;
+
+use crate::proxy_protocol::FrontKey;
+use crate::shutdown::Scope;
+use dial::Outward;
+use forward::{Forwarder, ServiceSocket};
+use patience::Patience;
+use pool::Pool;
+use watch::Watching;
+
+/// Everything that a front is made of.
+pub struct FrontOptions {
+    /// The front file.
+    pub config: FrontConfig,
+    /// Signs its PROXY headers.
+    pub key: FrontKey,
+    /// Reaches nodes.
+    pub dial: Arc<dyn Dial>,
+    /// Members (name, or nothing, and RPC address) to ask when no backend is known yet.
+    pub seeds: Vec<(String, String)>,
+}
+
+/// Why a front cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum FrontError {
+    /// Theirs: the address is taken, or not ours.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which one.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Theirs: the data directory cannot be made.
+    #[error("{path}: cannot be made: {source}", path = path.display())]
+    DataDir {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// The kernel cuts this down to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// Sessions that were cut at the drain deadline have so long to be dropped.
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A front whose sockets are bound and which does not accept yet.
+pub struct Front {
+    config: FrontConfig,
+    watching: Arc<Watching>,
+    outward: Arc<Outward>,
+    sockets: Vec<(TcpListener, ServiceSocket)>,
+    sessions: Scope,
+    handle: FrontHandle,
+}
+
+/// Asks a front how it is. Clones ask the same front.
+#[derive(Clone)]
+pub struct FrontHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    name: String,
+    pool: Arc<Pool>,
+    forwarder: Arc<Forwarder>,
+    listeners: Vec<(SocketAddr, u16)>,
+    is_draining: AtomicBool,
+}
+
+impl FrontHandle {
+    /// How the front is now.
+    #[must_use]
+    pub fn status(&self) -> FrontStatus {
+        let shared = &self.shared;
+        let listeners: Vec<_> = shared
+            .listeners
+            .iter()
+            .map(|(address, port)| ListenerStatus { address: address.to_string(), service_port: *port })
+            .collect();
+        let backends = shared.pool.status();
+        let draining = shared.is_draining.load(Ordering::Relaxed);
+        let mut reasons = status::unserved(&listeners, &backends);
+        if draining {
+            reasons.insert(0, "draining: the front is stopping".to_owned());
+        }
+        FrontStatus {
+            name: shared.name.clone(),
+            ready: reasons.is_empty(),
+            reasons,
+            draining,
+            sessions: shared.forwarder.sessions(),
+            revision: shared.pool.known().borrow().revision,
+            listeners,
+            backends,
+        }
+    }
+
+    /// Where devices connect: bound address and service port. Useful when a port was left to the kernel.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<(SocketAddr, u16)> {
+        self.shared.listeners.clone()
+    }
+}
+
+impl Front {
+    /// Reads the last known backends and binds every socket. Nothing is accepted before [`Front::run`].
+    ///
+    /// # Errors
+    /// When the data directory or a socket cannot be had.
+    pub async fn bind(options: FrontOptions) -> Result<Self, FrontError> {
+        let FrontOptions { config, key, dial, seeds } = options;
+        metrics_names::register();
+        let data_dir = config.front.data_dir.clone();
+        tokio::fs::create_dir_all(&data_dir)
+            .await
+            .map_err(|source| FrontError::DataDir { path: data_dir.clone(), source })?;
+        let patience = Patience::new(config.check.banner_timeout, config.check.banner_timeout_max);
+        let pool = Arc::new(Pool::new(config.check.policy(), config.front.balance, patience));
+        if let Some(set) = watch::load(watch::known_path(&data_dir)).await {
+            info!(revision = set.revision, backends = set.backends.len(), "last known backends read");
+            pool.restore(set);
+        }
+        let mut sockets = Vec::new();
+        let mut listeners = Vec::new();
+        for section in &config.listen {
+            let failed = |source| FrontError::Listen { address: section.address, source };
+            let listener = listen(section.address).map_err(failed)?;
+            listeners.push((listener.local_addr().map_err(failed)?, section.service()));
+            let socket = ServiceSocket { port: section.service(), implicit_tls: section.is_implicit_tls() };
+            sockets.push((listener, socket));
+        }
+        let outward = Arc::new(Outward::new(key, &config));
+        let sessions = Scope::new();
+        let forwarder = Arc::new(Forwarder::new(Arc::clone(&pool), Arc::clone(&outward), &config, sessions.clone()));
+        let request = WatchRequest {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            source_addresses: config.front.dial_from.iter().map(ToString::to_string).collect(),
+            http_address: config.front.http.to_string(),
+        };
+        let watching = Arc::new(Watching { pool: Arc::clone(&pool), dial, seeds, request });
+        let name = config.front.name.clone();
+        let shared = Shared { name, pool, forwarder, listeners, is_draining: AtomicBool::new(false) };
+        Ok(Self { config, watching, outward, sockets, sessions, handle: FrontHandle { shared: Arc::new(shared) } })
+    }
+
+    /// Asks this front how it is, also while it runs.
+    #[must_use]
+    pub fn handle(&self) -> FrontHandle {
+        self.handle.clone()
+    }
+
+    /// Serves devices until `scope` ends; then accepts nothing more and lets open sessions finish, at most
+    /// `front.drain_timeout`.
+    pub async fn run(self, scope: &Scope) {
+        let Self { config, watching, outward, sockets, sessions, handle } = self;
+        let shared = &handle.shared;
+        // What keeps the pool true outlives the accepting: devices that are being placed still need it.
+        let background = Scope::new();
+        let known_path = watch::known_path(&config.front.data_dir);
+        // Subscribed before anybody can learn anything: what is there now came from the file, if from anywhere.
+        background.spawn(watch::persist(shared.pool.known(), known_path, background.clone()));
+        background.spawn(check::run(Arc::clone(&shared.pool), outward, config.check.clone(), background.clone()));
+        background.spawn(watch::run(watching, background.clone()));
+        let accepting = scope.child();
+        for (listener, service) in sockets {
+            accepting.spawn(Arc::clone(&shared.forwarder).accept(listener, service, accepting.clone()));
+        }
+        for (address, service) in &shared.listeners {
+            info!(%address, service, "listening for devices");
+        }
+        scope.ended().await;
+        shared.is_draining.store(true, Ordering::Relaxed);
+        accepting.join(CUT_TIMEOUT).await;
+        info!(sessions = shared.forwarder.sessions(), "front drains");
+        if !sessions.join(config.front.drain_timeout).await {
+            warn!(sessions = shared.forwarder.sessions(), "drain deadline passed, sessions are cut");
+            sessions.end();
+            sessions.join(CUT_TIMEOUT).await;
+        }
+        background.end();
+        background.join(CUT_TIMEOUT).await;
+    }
+}
+
+/// Binds one socket for devices. An IPv6 wildcard does not take IPv4 too: each family is listed by itself.
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;

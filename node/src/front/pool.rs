@@ -1,0 +1,467 @@
+//! The backends of this front: what the cluster says of them, what each says of itself, what checks and connections
+//! found. Writers hold a short lock and publish; an accept reads what was published and takes no lock.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use metrics::{counter, gauge};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::backend::{Administrative, CheckPolicy, Counter, Flip, Readiness, Standing, standing};
+use super::balance::{Algorithm, Candidate, pick};
+use super::check::CheckFailure;
+use super::metrics_names::{self, BACKEND_ELIGIBLE, BACKEND_UP, BANNER_TIMEOUT_SECONDS, CHECK_FAILURES_TOTAL};
+use super::patience::Patience;
+use super::status::BackendStatus;
+
+/// One SMTP socket of a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Service {
+    /// 25, 587 or 465.
+    pub port: u16,
+    /// `host:port`.
+    pub address: String,
+    /// Whether the device speaks first there.
+    pub implicit_tls: bool,
+}
+
+/// One backend as the cluster describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Known {
+    pub node: String,
+    /// `active` or `draining`.
+    pub state: String,
+    pub services: Vec<Service>,
+    pub rpc_address: String,
+    pub weight: u32,
+}
+
+impl Known {
+    /// Where it is checked: the service with the lowest number on which the server speaks first, else the lowest.
+    pub(super) fn checked_service(&self) -> Option<&Service> {
+        self.services.iter().min_by_key(|service| (service.implicit_tls, service.port))
+    }
+}
+
+/// All backends, as of one revision of the cluster's state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KnownSet {
+    pub cluster_id: String,
+    pub revision: u64,
+    pub backends: Vec<Known>,
+}
+
+pub(super) struct Pool {
+    policy: CheckPolicy,
+    algorithm: Algorithm,
+    inner: Mutex<Inner>,
+    published: ArcSwap<Vec<Published>>,
+    known: watch::Sender<Arc<KnownSet>>,
+    turn: AtomicUsize,
+    patience: Mutex<Patience>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Whether the set came from a node of this cluster, and not from the file.
+    is_live: bool,
+    entries: BTreeMap<String, Entry>,
+}
+
+struct Entry {
+    known: Known,
+    counter: Counter,
+    readiness: Readiness,
+    last_failure: String,
+    sessions: Arc<AtomicUsize>,
+    check_now: Arc<Notify>,
+}
+
+impl Entry {
+    fn standing(&self) -> Standing {
+        standing(&self.counter, Administrative::from_wire(&self.known.state), &self.readiness)
+    }
+}
+
+#[derive(Clone)]
+struct Published {
+    name: Arc<str>,
+    services: Vec<Service>,
+    weight: u32,
+    standing: Standing,
+    sessions: Arc<AtomicUsize>,
+}
+
+/// A backend that was picked for one device. Counts as a session until it is dropped.
+pub(super) struct Picked {
+    pub name: Arc<str>,
+    pub address: String,
+    /// Nobody better is known, and this one hears no leader.
+    pub is_stale: bool,
+    pub session: BackendSession,
+}
+
+/// Counts one session of a backend while it lives.
+pub(super) struct BackendSession(Arc<AtomicUsize>);
+
+impl BackendSession {
+    fn new(sessions: &Arc<AtomicUsize>) -> Self {
+        sessions.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(sessions))
+    }
+}
+
+impl Drop for BackendSession {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Pool {
+    pub(super) fn new(policy: CheckPolicy, algorithm: Algorithm, patience: Patience) -> Self {
+        Self {
+            policy,
+            algorithm,
+            inner: Mutex::default(),
+            published: ArcSwap::default(),
+            known: watch::Sender::default(),
+            turn: AtomicUsize::new(0),
+            patience: Mutex::new(patience),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The set of backends, and when it changes.
+    pub(super) fn known(&self) -> watch::Receiver<Arc<KnownSet>> {
+        self.known.subscribe()
+    }
+
+    /// Takes the set that was kept on disk. Any node of the cluster overrules it.
+    pub(super) fn restore(&self, set: KnownSet) {
+        let mut inner = self.inner();
+        if !inner.is_live {
+            self.install(&mut inner, set);
+        }
+    }
+
+    /// Takes the set that a node told. The newest revision wins, whoever says it; a node that lags changes nothing.
+    pub(super) fn learn(&self, set: KnownSet) {
+        let mut inner = self.inner();
+        let current = Arc::clone(&self.known.borrow());
+        if !current.cluster_id.is_empty() && current.cluster_id != set.cluster_id {
+            warn!(ours = %current.cluster_id, theirs = %set.cluster_id, "backends of another cluster ignored");
+            return;
+        }
+        if inner.is_live && set.revision < current.revision {
+            return;
+        }
+        inner.is_live = true;
+        if *current != set {
+            self.install(&mut inner, set);
+        }
+    }
+
+    fn install(&self, inner: &mut Inner, mut set: KnownSet) {
+        // Two nodes read the same state, but need not list it in the same order.
+        set.backends.sort_by(|left, right| left.node.cmp(&right.node));
+        inner.entries.retain(|name, _| {
+            let stays = set.backends.iter().any(|known| known.node == *name);
+            if !stays {
+                info!(backend = %name, "backend removed");
+                gauge!(BACKEND_UP, "backend" => name.clone()).set(0.0);
+                gauge!(BACKEND_ELIGIBLE, "backend" => name.clone()).set(0.0);
+            }
+            stays
+        });
+        for known in &set.backends {
+            if let Some(entry) = inner.entries.get_mut(&known.node) {
+                let state = Administrative::from_wire(&known.state).as_str();
+                if Administrative::from_wire(&entry.known.state).as_str() != state {
+                    info!(backend = %known.node, state, "backend's administrative state changed");
+                }
+                entry.known = known.clone();
+                continue;
+            }
+            info!(backend = %known.node, state = %known.state, "backend added");
+            metrics_names::register_backend(&known.node);
+            let entry = Entry {
+                known: known.clone(),
+                counter: Counter::default(),
+                readiness: Readiness::Unknown,
+                last_failure: String::new(),
+                sessions: Arc::default(),
+                check_now: Arc::default(),
+            };
+            inner.entries.insert(known.node.clone(), entry);
+        }
+        self.publish(inner);
+        self.known.send_replace(Arc::new(set));
+    }
+
+    fn publish(&self, inner: &Inner) {
+        let published = inner.entries.iter().map(|(name, entry)| {
+            let standing = entry.standing();
+            let is_eligible = standing <= Standing::Leaderless;
+            gauge!(BACKEND_UP, "backend" => name.clone()).set(f64::from(u8::from(entry.counter.is_up())));
+            gauge!(BACKEND_ELIGIBLE, "backend" => name.clone()).set(f64::from(u8::from(is_eligible)));
+            Published {
+                name: name.as_str().into(),
+                services: entry.known.services.clone(),
+                weight: entry.known.weight,
+                standing,
+                sessions: Arc::clone(&entry.sessions),
+            }
+        });
+        self.published.store(Arc::new(published.collect()));
+    }
+
+    /// What a node says of itself, on its own stream; [`Readiness::Unknown`] when the stream is gone.
+    pub(super) fn node_said(&self, node: &str, readiness: Readiness) {
+        let mut inner = self.inner();
+        let Some(entry) = inner.entries.get_mut(node) else { return };
+        if entry.readiness == readiness {
+            return;
+        }
+        match &readiness {
+            Readiness::Unknown => info!(backend = %node, "backend's readiness is unknown"),
+            Readiness::Ready { has_leader } => info!(backend = %node, has_leader, "backend is ready"),
+            Readiness::NotReady(reason) => info!(backend = %node, %reason, "backend is not ready"),
+        }
+        entry.readiness = readiness;
+        self.publish(&inner);
+    }
+
+    /// Counts a check that passed. Answers whether the backend's state is still changing.
+    pub(super) fn succeeded(&self, node: &str) -> bool {
+        self.observe(node, None)
+    }
+
+    /// Counts a failure, of a check, a stream or a device's connection, and has the backend checked soon. Answers
+    /// whether its state is still changing.
+    pub(super) fn failed(&self, node: &str, failure: &CheckFailure) -> bool {
+        counter!(CHECK_FAILURES_TOTAL, "backend" => node.to_owned(), "reason" => failure.reason()).increment(1);
+        self.observe(node, Some(failure))
+    }
+
+    fn observe(&self, node: &str, failure: Option<&CheckFailure>) -> bool {
+        let mut inner = self.inner();
+        let Some(entry) = inner.entries.get_mut(node) else { return false };
+        if let Some(failure) = failure {
+            entry.last_failure = failure.to_string();
+        }
+        let before = entry.standing();
+        let flip = entry.counter.observe(failure.is_none(), self.policy);
+        match flip {
+            Some(Flip::Up) => info!(backend = %node, "backend up"),
+            Some(Flip::Down) => warn!(backend = %node, reason = %entry.last_failure, "backend down"),
+            None => {}
+        }
+        let (is_changing, is_moved) = (entry.counter.is_changing(), before != entry.standing());
+        if is_moved {
+            self.publish(&inner);
+        }
+        is_changing
+    }
+
+    /// Has a backend checked now.
+    pub(super) fn check_soon(&self, node: &str) {
+        if let Some(entry) = self.inner().entries.get(node) {
+            entry.check_now.notify_one();
+        }
+    }
+
+    /// Wakes when a backend should be checked now.
+    pub(super) fn check_signal(&self, node: &str) -> Option<Arc<Notify>> {
+        self.inner().entries.get(node).map(|entry| Arc::clone(&entry.check_now))
+    }
+
+    /// A number for each device, so that equals take turns.
+    pub(super) fn turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Picks a backend that serves `port` and was not tried.
+    pub(super) fn pick(&self, port: u16, turn: usize, tried: &[Arc<str>]) -> Option<Picked> {
+        let published = self.published.load();
+        let (backends, candidates): (Vec<_>, Vec<_>) = published
+            .iter()
+            .filter_map(|backend| {
+                let service = backend.services.iter().find(|service| service.port == port)?;
+                let candidate = Candidate {
+                    standing: backend.standing,
+                    weight: backend.weight,
+                    sessions: backend.sessions.load(Ordering::Relaxed),
+                    tried: tried.contains(&backend.name),
+                };
+                Some(((backend, service), candidate))
+            })
+            .unzip();
+        let index = pick(self.algorithm, &candidates, turn)?;
+        let (backend, service) = backends[index];
+        Some(Picked {
+            name: Arc::clone(&backend.name),
+            address: service.address.clone(),
+            is_stale: backend.standing == Standing::Leaderless,
+            session: BackendSession::new(&backend.sessions),
+        })
+    }
+
+    /// How long a backend may be silent now, before another one is asked or, when there is none, the device is given up.
+    pub(super) fn banner_deadline(&self, is_last: bool) -> Duration {
+        let mut patience = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        gauge!(BANNER_TIMEOUT_SECONDS).set(patience.deadline(Instant::now(), false).as_secs_f64());
+        patience.deadline(Instant::now(), is_last)
+    }
+
+    /// A backend was silent for a device. Counted as a failure unless most of them are: then it is overload.
+    pub(super) fn was_silent(&self, node: &str) {
+        let active = self.published.load().iter().filter(|one| one.standing != Standing::Draining).count();
+        let mut patience = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_overload = patience.was_late(node, active, Instant::now());
+        drop(patience);
+        if !is_overload {
+            self.failed(node, &CheckFailure::Silent);
+        }
+        self.check_soon(node);
+    }
+
+    /// A backend spoke to a device in time.
+    pub(super) fn was_in_time(&self, node: &str) {
+        self.patience.lock().unwrap_or_else(PoisonError::into_inner).was_in_time(node, Instant::now());
+    }
+
+    /// Every backend, for people.
+    pub(super) fn status(&self) -> Vec<BackendStatus> {
+        let inner = self.inner();
+        let of = |(name, entry): (&String, &Entry)| {
+            let (is_ready, reason, has_leader) = match &entry.readiness {
+                Readiness::Unknown => (None, String::new(), None),
+                Readiness::Ready { has_leader } => (Some(true), String::new(), Some(*has_leader)),
+                Readiness::NotReady(reason) => (Some(false), reason.clone(), None),
+            };
+            BackendStatus {
+                name: name.clone(),
+                state: Administrative::from_wire(&entry.known.state).as_str(),
+                up: entry.counter.is_up(),
+                eligible: entry.standing() <= Standing::Leaderless,
+                ready: is_ready,
+                reason,
+                has_leader,
+                sessions: entry.sessions.load(Ordering::Relaxed),
+                failures: entry.counter.failures(),
+                last_failure: entry.last_failure.clone(),
+                services: entry.known.services.iter().map(|service| service.port).collect(),
+            }
+        };
+        inner.entries.iter().map(of).collect()
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    pub(in crate::front) fn pool() -> Arc<Pool> {
+        let patience = Patience::new(Duration::from_millis(300), Duration::from_secs(2));
+        Arc::new(Pool::new(CheckPolicy { rise: 1, fall: 2 }, Algorithm::LeastConnections, patience))
+    }
+
+    pub(in crate::front) fn known(node: &str, state: &str, address: &str) -> Known {
+        Known {
+            node: node.to_owned(),
+            state: state.to_owned(),
+            services: vec![Service { port: 25, address: address.to_owned(), implicit_tls: false }],
+            rpc_address: String::new(),
+            weight: 1,
+        }
+    }
+
+    pub(in crate::front) fn set(revision: u64, backends: Vec<Known>) -> KnownSet {
+        KnownSet { cluster_id: "c".to_owned(), revision, backends }
+    }
+
+    fn picked(pool: &Pool) -> Option<String> {
+        pool.pick(25, 0, &[]).map(|picked| picked.name.to_string())
+    }
+
+    #[test]
+    fn the_newest_revision_wins_and_another_cluster_is_ignored() {
+        let pool = pool();
+        pool.restore(set(90, vec![known("old", "active", "")]));
+        pool.learn(set(7, vec![known("n1", "active", "")]));
+        assert_eq!(picked(&pool).as_deref(), Some("n1"), "a node overrules the file");
+        pool.learn(set(6, vec![known("n2", "active", "")]));
+        assert_eq!(picked(&pool).as_deref(), Some("n1"), "an older revision changes nothing");
+        pool.learn(KnownSet { cluster_id: "other".to_owned(), ..set(9, vec![known("n3", "active", "")]) });
+        assert_eq!(picked(&pool).as_deref(), Some("n1"));
+        pool.restore(set(99, vec![known("old", "active", "")]));
+        assert_eq!(picked(&pool).as_deref(), Some("n1"), "the file never overrules a node");
+        pool.learn(set(8, vec![known("n2", "active", "")]));
+        assert_eq!(picked(&pool).as_deref(), Some("n2"));
+    }
+
+    #[test]
+    fn a_drain_is_obeyed_by_the_next_pick_and_nothing_else_is_forgotten() {
+        let pool = pool();
+        pool.learn(set(1, vec![known("n1", "active", ""), known("n2", "active", "")]));
+        pool.succeeded("n1");
+        assert_eq!(picked(&pool).as_deref(), Some("n1"));
+        pool.learn(set(2, vec![known("n1", "draining", ""), known("n2", "active", "")]));
+        assert_eq!(picked(&pool).as_deref(), Some("n2"), "down, but not draining");
+        pool.learn(set(3, vec![known("n1", "active", ""), known("n2", "active", "")]));
+        assert_eq!(picked(&pool).as_deref(), Some("n1"), "still up");
+        pool.learn(set(4, vec![known("n1", "draining", "")]));
+        assert_eq!(picked(&pool), None);
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_is_the_last_resort() {
+        let pool = pool();
+        pool.learn(set(1, vec![known("n1", "active", ""), known("n2", "active", "")]));
+        pool.succeeded("n1");
+        pool.succeeded("n2");
+        pool.node_said("n1", Readiness::NotReady("spool: disk full".to_owned()));
+        for _ in 0..3 {
+            assert_eq!(picked(&pool).as_deref(), Some("n2"));
+        }
+        pool.node_said("n2", Readiness::Ready { has_leader: false });
+        let choice = pool.pick(25, 0, &[]).unwrap();
+        assert!(&*choice.name == "n2" && choice.is_stale);
+        pool.failed("n2", &CheckFailure::Silent);
+        pool.failed("n2", &CheckFailure::Silent);
+        assert_eq!(picked(&pool).as_deref(), Some("n1"));
+    }
+
+    #[test]
+    fn a_backend_without_the_service_is_not_a_candidate() {
+        let pool = pool();
+        pool.learn(set(1, vec![known("n1", "active", "")]));
+        pool.succeeded("n1");
+        assert!(pool.pick(587, 0, &[]).is_none());
+    }
+
+    #[test]
+    fn sessions_are_counted_while_they_last() {
+        let pool = pool();
+        pool.learn(set(1, vec![known("n1", "active", ""), known("n2", "active", "")]));
+        pool.succeeded("n1");
+        pool.succeeded("n2");
+        let first = pool.pick(25, 0, &[]).unwrap();
+        let second = pool.pick(25, 0, &[]).unwrap();
+        assert_ne!(first.name, second.name);
+        drop(first);
+        assert_eq!(pool.status().iter().map(|backend| backend.sessions).sum::<usize>(), 1);
+        drop(second);
+        assert_eq!(pool.status().iter().map(|backend| backend.sessions).sum::<usize>(), 0);
+    }
+}

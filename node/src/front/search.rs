@@ -1,0 +1,279 @@
+//! Finding a backend that speaks, for one device. SMTP servers speak first: until a backend's first byte arrives
+//! nothing has been said by the device, so a backend that refuses, resets or closes without a byte is replaced by the
+//! next one. One that is silent is not given up, only joined: the next one is asked too, and whoever speaks first has
+//! the device. So the device sees one greeting, and slow backends are not punished with more attempts than there are
+//! backends.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use metrics::counter;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+use tracing::debug;
+
+use super::check::CheckFailure;
+use super::dial::{About, Outward};
+use super::hello::Hello;
+use super::metrics_names::{RETRIES_TOTAL, RetryReason};
+use super::pool::{BackendSession, Picked, Pool};
+use super::pump::write_all;
+
+/// A backend's first bytes. A greeting has at most 512 (RFC 5321 §4.5.3.1.5); the rest is copied later.
+const FIRST_BYTES_MAX: usize = 4096;
+/// A header or a ClientHello fits into an empty socket buffer; a backend that does not take it is not well.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Whom a backend is looked for.
+#[derive(Clone, Copy)]
+pub(super) struct Caller<'a> {
+    pub device: &'a TcpStream,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub service: u16,
+    pub session_id: &'a str,
+}
+
+/// A backend that spoke.
+pub(super) struct Found {
+    pub stream: TcpStream,
+    pub backend: Arc<str>,
+    pub session: BackendSession,
+    pub first: Vec<u8>,
+}
+
+/// Why there is none.
+#[derive(Debug)]
+pub(super) enum NotFound {
+    /// The device left, or never spoke where it must speak first.
+    Gone,
+    /// Nobody can be had.
+    Nobody,
+}
+
+/// A backend that was told about the device and has not answered.
+struct Waiting {
+    stream: TcpStream,
+    backend: Arc<str>,
+    session: BackendSession,
+}
+
+/// What a backend did instead of speaking.
+struct Fault(RetryReason, String);
+
+/// One search.
+pub(super) struct Search<'a> {
+    pool: &'a Pool,
+    outward: &'a Outward,
+    caller: Caller<'a>,
+    /// What the device said, where it must speak first.
+    hello: Option<Hello>,
+    attempts_max: usize,
+    turn: usize,
+    tried: Vec<Arc<str>>,
+    /// The newest is last.
+    waiting: Vec<Waiting>,
+}
+
+impl<'a> Search<'a> {
+    pub(super) fn new(
+        pool: &'a Pool,
+        outward: &'a Outward,
+        caller: Caller<'a>,
+        hello: Option<Hello>,
+        attempts_max: usize,
+    ) -> Self {
+        Self { pool, outward, caller, hello, attempts_max, turn: pool.turn(), tried: Vec::new(), waiting: Vec::new() }
+    }
+
+    /// Offers the device to one backend after the other, each at most once, until one speaks.
+    ///
+    /// # Errors
+    /// When none does, or the device leaves.
+    pub(super) async fn run(mut self) -> Result<Found, NotFound> {
+        loop {
+            let is_last = !self.offer().await;
+            if self.waiting.is_empty() {
+                return Err(NotFound::Nobody);
+            }
+            if let Some(end) = self.listen(is_last).await {
+                return end;
+            }
+        }
+    }
+
+    /// Tells one more backend about the device. Answers whether there was one.
+    async fn offer(&mut self) -> bool {
+        while self.tried.len() < self.attempts_max {
+            let Some(picked) = self.pool.pick(self.caller.service, self.turn, &self.tried) else { return false };
+            self.tried.push(Arc::clone(&picked.name));
+            let backend = Arc::clone(&picked.name);
+            match self.tell(picked).await {
+                Ok(waiting) => {
+                    self.waiting.push(waiting);
+                    return true;
+                }
+                Err(fault) => self.blame(&backend, &fault),
+            }
+        }
+        false
+    }
+
+    async fn tell(&self, picked: Picked) -> Result<Waiting, Fault> {
+        let mut stream = self.outward.connect(&picked.address).await.map_err(|failure| {
+            let reason = match failure {
+                CheckFailure::ConnectTimeout => RetryReason::ConnectTimeout,
+                _ => RetryReason::Refused,
+            };
+            Fault(reason, failure.to_string())
+        })?;
+        let mut bytes = self.outward.header(&About {
+            node: &picked.name,
+            service_port: self.caller.service,
+            session_id: self.caller.session_id,
+            is_stale: picked.is_stale,
+            device: Some((self.caller.source, self.caller.destination)),
+        });
+        // Everything that the device has said to earlier backends is said again.
+        bytes.extend_from_slice(self.hello.as_ref().map_or(&[], Hello::bytes));
+        write_all(&mut stream, &bytes, WRITE_TIMEOUT).await.map_err(broken)?;
+        Ok(Waiting { stream, backend: picked.name, session: picked.session })
+    }
+
+    /// Waits for a first byte. Nothing: another backend should be asked too, which is never so when `is_last`.
+    async fn listen(&mut self, is_last: bool) -> Option<Result<Found, NotFound>> {
+        let patience = self.pool.banner_deadline(is_last);
+        // Where the device must speak first the backends' time starts when it has: until then the silence is its own.
+        let mut deadline = self.spoken().then(|| Instant::now() + patience);
+        loop {
+            let until = deadline.unwrap_or_else(|| self.hello.as_ref().map_or_else(Instant::now, Hello::deadline));
+            let (waiting, device) = (&self.waiting, self.caller.device);
+            tokio::select! {
+                // A backend that speaks wins over a device that leaves at the same moment.
+                biased;
+                (index, first) = first_bytes(waiting) => {
+                    let Waiting { stream, backend, session } = self.waiting.remove(index);
+                    let fault = match first {
+                        Ok(first) => {
+                            self.pool.was_in_time(&backend);
+                            return Some(Ok(Found { stream, backend, session, first }));
+                        }
+                        Err(fault) => fault,
+                    };
+                    self.blame(&backend, &fault);
+                    let was_newest = index == self.waiting.len();
+                    if !is_last && was_newest {
+                        return None;
+                    }
+                    if self.waiting.is_empty() {
+                        return is_last.then_some(Err(NotFound::Nobody));
+                    }
+                }
+                said = device_speaks(self.hello.as_mut(), device) => {
+                    let Ok(from) = said else { return Some(Err(NotFound::Gone)) };
+                    self.pass_on(from).await;
+                    if deadline.is_none() && self.spoken() {
+                        deadline = Some(Instant::now() + patience);
+                    }
+                }
+                () = sleep_until(until) => return self.is_over(deadline.is_some(), is_last, patience),
+            }
+        }
+    }
+
+    /// The time is up: whose fault is it, and is there anything left to try?
+    fn is_over(&self, has_spoken: bool, is_last: bool, patience: Duration) -> Option<Result<Found, NotFound>> {
+        if !has_spoken {
+            return Some(Err(NotFound::Gone));
+        }
+        if is_last {
+            return Some(Err(NotFound::Nobody));
+        }
+        if let Some(newest) = self.waiting.last() {
+            let fault = Fault(RetryReason::Silent, format!("nothing in {} ms", patience.as_millis()));
+            self.blame(&newest.backend, &fault);
+        }
+        None
+    }
+
+    /// Whether a backend can be expected to speak.
+    fn spoken(&self) -> bool {
+        self.hello.as_ref().is_none_or(Hello::is_complete)
+    }
+
+    /// Passes on what the device said. A backend that cannot take it shows that when it is read from.
+    async fn pass_on(&mut self, from: usize) {
+        let Some(hello) = &self.hello else { return };
+        for waiting in &mut self.waiting {
+            let _ = write_all(&mut waiting.stream, &hello.bytes()[from..], WRITE_TIMEOUT).await;
+        }
+    }
+
+    /// Counts what a backend did instead of speaking.
+    fn blame(&self, backend: &str, Fault(reason, cause): &Fault) {
+        counter!(RETRIES_TOTAL, "reason" => reason.as_str()).increment(1);
+        debug!(session.id = self.caller.session_id, backend, reason = reason.as_str(), cause, "backend did not speak");
+        match reason {
+            RetryReason::Refused => _ = self.pool.failed(backend, &CheckFailure::Refused(cause.clone())),
+            RetryReason::ConnectTimeout => _ = self.pool.failed(backend, &CheckFailure::ConnectTimeout),
+            RetryReason::Silent => return self.pool.was_silent(backend),
+            // A node may refuse one device for its own sake, and a device can provoke it: the check finds the truth.
+            RetryReason::Reset | RetryReason::Closed => {}
+        }
+        self.pool.check_soon(backend);
+    }
+}
+
+/// The first of the waiting backends that speaks or ends.
+///
+/// # Cancel safety
+/// Cancel safe: bytes are taken only when the future is ready.
+async fn first_bytes(waiting: &[Waiting]) -> (usize, Result<Vec<u8>, Fault>) {
+    poll_fn(|cx| {
+        for (index, Waiting { stream, .. }) in waiting.iter().enumerate() {
+            while let Poll::Ready(ready) = stream.poll_read_ready(cx) {
+                let mut first = Vec::with_capacity(FIRST_BYTES_MAX);
+                match ready.and_then(|()| stream.try_read_buf(&mut first)) {
+                    Ok(0) => {
+                        let fault = Fault(RetryReason::Closed, "closed without a byte".to_owned());
+                        return Poll::Ready((index, Err(fault)));
+                    }
+                    Ok(_) => return Poll::Ready((index, Ok(first))),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Poll::Ready((index, Err(broken(error)))),
+                }
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Waits for the device. Where it must speak first, until it says more: answers from where on its words are new. Where
+/// it must not, until it has left without a word: what it says too early stays in its socket for later.
+///
+/// # Errors
+/// When the device has left.
+///
+/// # Cancel safety
+/// Cancel safe.
+async fn device_speaks(hello: Option<&mut Hello>, device: &TcpStream) -> io::Result<usize> {
+    match hello {
+        Some(hello) if !hello.is_full() => hello.read(device).await,
+        Some(_) => std::future::pending().await,
+        None => match device.peek(&mut [0]).await {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) => Err(error),
+            Ok(_) => std::future::pending().await,
+        },
+    }
+}
+
+fn broken(error: io::Error) -> Fault {
+    let reason = if error.kind() == io::ErrorKind::TimedOut { RetryReason::Silent } else { RetryReason::Reset };
+    Fault(reason, error.to_string())
+}

@@ -1,0 +1,7 @@
+//! Is this node well enough for new connections? Components report; the reports are folded into one verdict with a
+//! reason. Readiness decides about *new* connections only: losing the quorum never makes a node unready, because
+//! mail goes on, and never fails `/livez`, because a restart would not help.
+
+mod readiness;
+
+pub use readiness::{Check, Facts, Readiness, assess};

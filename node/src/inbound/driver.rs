@@ -1,0 +1,569 @@
+//! Between a socket and a `smtp::Session`: bytes in, actions out. Every wait has a deadline; between the first byte
+//! of a letter handed to the spool and its commit nothing is forgotten that was promised, and nothing is promised
+//! before the spool has answered.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::counter;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::authenticate::Login;
+use super::header::{self, Introduced};
+use super::metrics_names::{ACCEPTED, AUTH, HANDSHAKES, REJECTIONS};
+use super::policy::{self, Now, Standing};
+use super::prefixed::Prefixed;
+use super::{Shared, tarpit};
+use crate::clock::now_ms;
+use crate::connector::{self, ReceiveConnector, RemoteIpRange, Right};
+use crate::mail::trace_header::{HeaderFacts, ReceivedInfo, date_rfc5322, missing_lines, received};
+use crate::mail::{Envelope, ForwardPath, Reply, ReversePath, reply};
+use crate::shutdown::Scope;
+use crate::smtp::session::{
+    Action, AuthOutcome, CloseReason, Limits, Offer, Session, SessionConfig, SizeMode, TlsMode, Verdict,
+};
+use crate::smtp::{Mechanism, Password};
+use crate::spool::{Append, NewMessage};
+
+/// What one read takes at most; with one line and one header it bounds the memory of a session.
+const READ_BYTES: usize = 16 * 1024;
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take to read our replies.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A connection that a connector took.
+pub(super) struct Opened {
+    pub(super) connector: Arc<ReceiveConnector>,
+    pub(super) range: RemoteIpRange,
+    pub(super) expired: bool,
+    /// The address dialled and the service port.
+    pub(super) local: SocketAddr,
+    /// The device.
+    pub(super) source: IpAddr,
+    /// The other end of the socket: the device, or the front.
+    pub(super) peer: SocketAddr,
+    pub(super) front: Option<String>,
+    pub(super) session_id: String,
+    pub(super) implicit_tls: bool,
+}
+
+/// Runs a device's session to its end.
+pub(super) async fn session(shared: &Arc<Shared>, tcp: TcpStream, rest: Vec<u8>, opened: Opened, ended: Scope) {
+    let connector = &opened.connector;
+    tracing::debug!(
+        session.id = %opened.session_id,
+        source.addr = %opened.source,
+        front = opened.front.as_deref().unwrap_or_default(),
+        connector = %connector.name,
+        range = %opened.range,
+        expired = opened.expired,
+        "session opened"
+    );
+    let tls = server_tls(shared, connector.tls_certificate_name.as_deref());
+    let config = session_config(shared, &opened, tls.is_some());
+    let driver = Driver {
+        shared,
+        source: opened.source,
+        front: opened.front.clone(),
+        session_id: opened.session_id.clone(),
+        by_fqdn: config.fqdn.clone(),
+        opened: Some(&opened),
+        user: None,
+        tls: None,
+        letter: None,
+        reverse_path: ReversePath::Null,
+        refusals: 0,
+        // A header is owed by fronts and balancers, and was taken; from a device one would be a forgery.
+        watch_for_header: opened.front.is_none().then_some(opened.peer),
+        ended,
+    };
+    run(driver, config, tcp, rest, tls, opened.implicit_tls).await;
+}
+
+/// Answers a front's check: a greeting, and whatever a session may say that sends nothing.
+pub(super) async fn probe(shared: &Arc<Shared>, tcp: TcpStream, by: Introduced, implicit_tls: bool, ended: Scope) {
+    let tls = server_tls(shared, None);
+    let mut config = SessionConfig::new(shared.options.fqdn.clone(), by.source.ip());
+    config.probe = true;
+    config.tls = match (implicit_tls, tls.is_some()) {
+        (true, _) => TlsMode::Implicit,
+        (false, true) => TlsMode::Available,
+        (false, false) => TlsMode::Off,
+    };
+    let driver = Driver {
+        shared,
+        source: by.source.ip(),
+        front: by.front,
+        session_id: by.session_id,
+        by_fqdn: config.fqdn.clone(),
+        opened: None,
+        user: None,
+        tls: None,
+        letter: None,
+        reverse_path: ReversePath::Null,
+        refusals: 0,
+        watch_for_header: None,
+        ended,
+    };
+    run(driver, config, tcp, by.rest, tls, implicit_tls).await;
+}
+
+/// The server certificate for a connector, or none; that none can be used is ours to know.
+fn server_tls(shared: &Shared, name: Option<&str>) -> Option<Arc<ServerConfig>> {
+    match shared.options.tls.server_config(&shared.view(), name) {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::error!(%error, "a server certificate cannot be used: TLS is not offered");
+            None
+        }
+    }
+}
+
+fn session_config(shared: &Shared, opened: &Opened, has_certificate: bool) -> SessionConfig {
+    let c = &opened.connector;
+    let fqdn = c.fqdn.clone().unwrap_or_else(|| shared.options.fqdn.clone());
+    let mechanisms = |offered: bool| if offered { vec![Mechanism::Login, Mechanism::Plain] } else { Vec::new() };
+    let mut config = SessionConfig::new(fqdn, opened.source);
+    config.session_id.clone_from(&opened.session_id);
+    config.banner.clone_from(&c.banner);
+    config.offer = Offer {
+        pipelining: c.pipelining_enabled,
+        size: match c.size_enabled {
+            connector::SizeMode::Enabled => SizeMode::Enabled,
+            connector::SizeMode::Disabled => SizeMode::Disabled,
+            connector::SizeMode::EnabledWithoutValue => SizeMode::EnabledWithoutValue,
+        },
+        eight_bit_mime: c.eight_bit_mime_enabled,
+        enhanced_status_codes: c.enhanced_status_codes_enabled,
+    };
+    config.tls = match (opened.implicit_tls, c.offers_tls() && has_certificate, c.require_tls) {
+        (true, _, _) => TlsMode::Implicit,
+        (false, false, _) => TlsMode::Off,
+        (false, true, false) => TlsMode::Available,
+        (false, true, true) => TlsMode::Required,
+    };
+    config.auth_plaintext = mechanisms(c.offers_auth(false));
+    config.auth_tls = mechanisms(c.offers_auth(true));
+    config.limits = Limits {
+        max_message_size: c.max_message_size,
+        max_header_size: c.max_header_size,
+        max_recipients: c.max_recipients_per_message,
+        max_hop_count: c.max_hop_count,
+        max_protocol_errors: c.max_protocol_errors,
+        max_logon_failures: c.max_logon_failures,
+        inactivity_timeout: Duration::from_secs(c.connection_inactivity_timeout_secs),
+        connection_timeout: Duration::from_secs(c.connection_timeout_secs),
+    };
+    config.require_ehlo_domain = c.require_ehlo_domain;
+    config
+}
+
+/// What drives one session.
+struct Driver<'a> {
+    shared: &'a Arc<Shared>,
+    source: IpAddr,
+    front: Option<String>,
+    session_id: String,
+    by_fqdn: String,
+    /// Absent for a front's check, which never gets as far as needing it.
+    opened: Option<&'a Opened>,
+    user: Option<String>,
+    /// Version and cipher suite, inside TLS.
+    tls: Option<String>,
+    letter: Option<Letter>,
+    /// Of the letter under way, for the decisions about its recipients.
+    reverse_path: ReversePath,
+    refusals: u32,
+    watch_for_header: Option<SocketAddr>,
+    ended: Scope,
+}
+
+/// A letter that is arriving.
+struct Letter {
+    append: Append,
+    envelope: Envelope,
+    message_id: String,
+    subject: String,
+}
+
+/// Why the loop over one stream ended.
+enum Left {
+    /// Start TLS on it.
+    StartTls,
+    /// The connection is done with.
+    Closed,
+}
+
+async fn run(
+    mut driver: Driver<'_>,
+    config: SessionConfig,
+    tcp: TcpStream,
+    rest: Vec<u8>,
+    tls: Option<Arc<ServerConfig>>,
+    implicit_tls: bool,
+) {
+    let mut stream = Prefixed::new(rest, tcp);
+    if implicit_tls {
+        let Some(mut encrypted) = driver.handshake(tls.as_ref(), stream).await else { return };
+        let mut session = Session::new(config, now());
+        driver.converse(&mut session, &mut encrypted).await;
+        let _ = tokio::time::timeout(WRITE_TIMEOUT, encrypted.shutdown()).await;
+        return;
+    }
+    let mut session = Session::new(config, now());
+    match driver.converse(&mut session, &mut stream).await {
+        Left::Closed => {
+            let _ = tokio::time::timeout(WRITE_TIMEOUT, stream.shutdown()).await;
+        }
+        Left::StartTls => {
+            let Some(mut encrypted) = driver.handshake(tls.as_ref(), stream).await else { return };
+            // RFC 3207 §4.2: the client starts afresh, and so do we.
+            driver.user = None;
+            session.handle_tls_established(now());
+            driver.converse(&mut session, &mut encrypted).await;
+            let _ = tokio::time::timeout(WRITE_TIMEOUT, encrypted.shutdown()).await;
+        }
+    }
+}
+
+/// The session's clock. tokio's, so that a test may stop it.
+fn now() -> std::time::Instant {
+    Instant::now().into_std()
+}
+
+impl Driver<'_> {
+    async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        tls: Option<&Arc<ServerConfig>>,
+        stream: S,
+    ) -> Option<TlsStream<S>> {
+        let Some(tls) = tls else {
+            tracing::warn!(session.id = %self.session_id, "TLS is not possible: the cluster has no usable certificate");
+            return None;
+        };
+        let acceptor = TlsAcceptor::from(Arc::clone(tls));
+        let result = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
+        let failed = match result {
+            Ok(Ok(stream)) => {
+                counter!(HANDSHAKES, "result" => "ok").increment(1);
+                let connection = stream.get_ref().1;
+                let version = connection.protocol_version().map(|version| format!("{version:?}")).unwrap_or_default();
+                let suite = connection.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
+                self.tls = Some(format!("version={} cipher={}", version, suite.unwrap_or_default()));
+                return Some(stream);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "timed out".to_owned(),
+        };
+        counter!(HANDSHAKES, "result" => "failed").increment(1);
+        tracing::debug!(session.id = %self.session_id, source.addr = %self.source, error = %failed, "TLS handshake failed");
+        None
+    }
+
+    /// Speaks on one stream until it is to be upgraded or closed.
+    async fn converse<S: AsyncRead + AsyncWrite + Unpin>(&mut self, session: &mut Session, stream: &mut S) -> Left {
+        let mut buffer = vec![0; READ_BYTES];
+        let mut shutdown_told = false;
+        loop {
+            while let Some(action) = session.poll_action() {
+                match action {
+                    Action::Send(bytes) => {
+                        let sent = async {
+                            stream.write_all(&bytes).await?;
+                            stream.flush().await
+                        };
+                        if !matches!(tokio::time::timeout(WRITE_TIMEOUT, sent).await, Ok(Ok(()))) {
+                            session.handle_disconnect(now());
+                        }
+                    }
+                    Action::StartTls => return Left::StartTls,
+                    Action::Close { reason } => {
+                        self.closed(reason, session.letters());
+                        return Left::Closed;
+                    }
+                    other => self.act(session, other).await,
+                }
+            }
+            let deadline = session.poll_timeout().map(Instant::from_std);
+            tokio::select! {
+                read = stream.read(&mut buffer), if session.wants_input() => match read {
+                    Ok(0) | Err(_) => session.handle_disconnect(now()),
+                    Ok(count) => {
+                        if let Some(peer) = self.watch_for_header.take()
+                            && header::is_header(&buffer[..count])
+                        {
+                            header::refuse_unlisted(self.shared, peer);
+                            return Left::Closed;
+                        }
+                        session.handle_bytes(now(), &buffer[..count]);
+                    }
+                },
+                () = sleep_until(deadline) => session.handle_timeout(now()),
+                () = self.ended.ended(), if !shutdown_told => {
+                    shutdown_told = true;
+                    session.handle_shutdown(now());
+                }
+            }
+        }
+    }
+
+    fn closed(&self, reason: CloseReason, letters: u64) {
+        if self.opened.is_some() {
+            tracing::debug!(session.id = %self.session_id, reason = reason.as_str(), letters, "session closed");
+        } else {
+            tracing::trace!(session.id = %self.session_id, reason = reason.as_str(), "check ended");
+        }
+    }
+
+    /// Answers what the session asks.
+    async fn act(&mut self, session: &mut Session, action: Action) {
+        match action {
+            Action::CheckAuth { user, password, .. } => {
+                let outcome = self.check_auth(session.is_tls(), &user, &password).await;
+                session.handle_auth(now(), outcome);
+            }
+            Action::CheckMail { reverse_path, .. } => {
+                let (verdict, bypass) = self.check_mail(session.is_tls(), &reverse_path);
+                self.tarpit(&verdict).await;
+                if bypass {
+                    session.bypass_size_limit();
+                }
+                self.reverse_path = reverse_path;
+                session.handle_mail(now(), verdict);
+            }
+            Action::CheckRcpt { forward_path } => {
+                let verdict = self.check_rcpt(session.is_tls(), &forward_path);
+                self.tarpit(&verdict).await;
+                session.handle_rcpt(now(), verdict);
+            }
+            Action::BeginData { envelope } => {
+                let ready = self.begin(envelope);
+                session.handle_data_ready(now(), ready);
+            }
+            Action::Header { block, facts } => {
+                if let Err(refusal) = self.header(session, block, &facts).await {
+                    session.handle_append_failed(now(), refusal);
+                }
+            }
+            Action::Append(bytes) => {
+                if let Err(refusal) = self.append(bytes).await {
+                    session.handle_append_failed(now(), refusal);
+                }
+            }
+            Action::Commit { size } => {
+                let answer = self.commit(session, size).await;
+                session.handle_committed(now(), answer);
+            }
+            Action::Abort => self.letter = None,
+            // Done by the loop that owns the stream.
+            Action::Send(_) | Action::StartTls | Action::Close { .. } => {}
+        }
+    }
+
+    fn standing(&self, tls: bool) -> Option<Standing<'_>> {
+        self.opened.map(|opened| Standing {
+            connector: &opened.connector,
+            local: opened.local,
+            source: opened.source,
+            tls,
+            user: self.user.as_deref(),
+        })
+    }
+
+    async fn check_auth(&mut self, tls: bool, user: &str, password: &Password) -> AuthOutcome {
+        let Some(opened) = self.opened else { return AuthOutcome::Refused };
+        let view = self.shared.view();
+        let login = self
+            .shared
+            .authenticator
+            .check(&view, opened.source, &opened.connector.name, user, password.expose().to_vec())
+            .await;
+        let refused = match login {
+            Login::Busy => {
+                counter!(AUTH, "result" => "busy").increment(1);
+                return AuthOutcome::Unavailable;
+            }
+            Login::Verified(user) => {
+                self.user = Some(user);
+                let permitted = self.standing(tls).is_some_and(|standing| policy::auth(&view, &standing));
+                if permitted {
+                    counter!(AUTH, "result" => "verified").increment(1);
+                    return AuthOutcome::Accepted;
+                }
+                self.user = None;
+                "the connector takes no mail from credentials"
+            }
+            Login::Refused(cause) => cause,
+        };
+        counter!(AUTH, "result" => "refused").increment(1);
+        tracing::debug!(
+            session.id = %self.session_id,
+            source.addr = %self.source,
+            connector = %opened.connector.name,
+            cause = refused,
+            "login refused"
+        );
+        tokio::time::sleep(Duration::from_millis(opened.connector.auth_tarpit_interval_ms)).await;
+        AuthOutcome::Refused
+    }
+
+    fn check_mail(&self, tls: bool, reverse_path: &ReversePath) -> (Verdict, bool) {
+        let Some(standing) = self.standing(tls) else { return (closing(), false) };
+        let view = self.shared.view();
+        let Now::Same(connector, expired) = policy::choose_again(&view, &standing) else {
+            // What this connection was opened for is not what it would get now.
+            return (closing(), false);
+        };
+        let decision = policy::mail(&view, &standing, &connector, expired, reverse_path);
+        let rights = policy::rights(&view, &standing, &connector, expired);
+        (self.verdict(&connector, decision), rights.contains(Right::BypassMessageSizeLimit))
+    }
+
+    fn check_rcpt(&self, tls: bool, forward_path: &ForwardPath) -> Verdict {
+        let Some(standing) = self.standing(tls) else { return closing() };
+        let view = self.shared.view();
+        let Now::Same(connector, expired) = policy::choose_again(&view, &standing) else { return closing() };
+        let decision = policy::rcpt(&view, &standing, &connector, expired, &self.reverse_path, forward_path);
+        self.verdict(&connector, decision)
+    }
+
+    fn verdict(&self, connector: &ReceiveConnector, decision: connector::Decision) -> Verdict {
+        let reason = decision.reason();
+        match decision.verdict {
+            connector::Verdict::Permit => Verdict::Permit,
+            connector::Verdict::Deny(reply) => {
+                let code = reply.code.0.to_string();
+                counter!(REJECTIONS, "connector" => connector.name.clone(), "code" => code).increment(1);
+                tracing::debug!(
+                    session.id = %self.session_id,
+                    source.addr = %self.source,
+                    connector = %connector.name,
+                    reply = %reply,
+                    reason = reason.map(|reason| reason.to_string()).unwrap_or_default(),
+                    "refused"
+                );
+                Verdict::Deny(reply)
+            }
+        }
+    }
+
+    /// Exchange's tarpit: whoever collects refusals waits for the next ones. Never a client that may relay, and never
+    /// the first refusal: a typing error is not an attack.
+    async fn tarpit(&mut self, verdict: &Verdict) {
+        if let (Verdict::Deny(_), Some(opened)) = (verdict, self.opened) {
+            self.refusals += 1;
+            let interval = tarpit(&opened.connector, self.refusals, self.user.is_some());
+            tokio::time::sleep(interval).await;
+        }
+    }
+
+    fn begin(&mut self, envelope: Envelope) -> Result<(), Reply> {
+        if let Some(reason) = self.shared.options.spool.failing() {
+            tracing::error!(session.id = %self.session_id, %reason, "letter refused: the spool has failed");
+            return Err(reply::insufficient_system_resources());
+        }
+        self.letter = Some(Letter {
+            append: self.shared.options.spool.begin(),
+            envelope,
+            message_id: String::new(),
+            subject: String::new(),
+        });
+        Ok(())
+    }
+
+    /// Puts our `Received`, and what the letter lacks, in front of its header.
+    async fn header(&mut self, session: &Session, block: Vec<u8>, facts: &HeaderFacts) -> Result<(), Reply> {
+        let date = date_rfc5322(now_ms());
+        let Some(letter) = &mut self.letter else { return Err(reply::insufficient_system_resources()) };
+        let id = letter.append.id().to_string();
+        let generated = format!("{id}@{}", self.by_fqdn);
+        letter.message_id = match &facts.message_id {
+            Some(given) => given.clone(),
+            None => format!("<{generated}>"),
+        };
+        letter.subject = facts.subject.clone().unwrap_or_default();
+        let mut lines = received(&ReceivedInfo {
+            helo: session.helo().unwrap_or_default(),
+            source_addr: self.source,
+            by_fqdn: &self.by_fqdn,
+            protocol: session.protocol(),
+            tls: self.tls.as_deref(),
+            id: &id,
+            date: &date,
+        })
+        .into_bytes();
+        lines.extend(missing_lines(facts, &date, &generated).into_bytes());
+        lines.extend(block);
+        self.append(lines).await
+    }
+
+    async fn append(&mut self, bytes: Vec<u8>) -> Result<(), Reply> {
+        let Some(letter) = &mut self.letter else { return Err(reply::insufficient_system_resources()) };
+        match letter.append.write(bytes).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                tracing::error!(session.id = %self.session_id, %error, "letter refused: it cannot be stored");
+                self.letter = None;
+                Err(reply::insufficient_system_resources())
+            }
+        }
+    }
+
+    /// Makes the letter durable. Only then there is a `250` (RFC 5321 §6.1).
+    async fn commit(&mut self, session: &Session, size: u64) -> Reply {
+        let (Some(letter), Some(opened)) = (self.letter.take(), self.opened) else {
+            return reply::insufficient_system_resources();
+        };
+        let Letter { append, envelope, message_id, subject } = letter;
+        let (id, recipients) = (append.id(), envelope.forward_paths.len());
+        let message = NewMessage {
+            envelope,
+            message_id: message_id.clone(),
+            source_addr: self.source,
+            front: self.front.clone(),
+            connector: opened.connector.name.clone(),
+            session_id: self.session_id.clone(),
+            helo: session.helo().unwrap_or_default().to_owned(),
+            user: self.user.clone(),
+            tls: self.tls.clone(),
+            subject,
+            size,
+            received_at_ms: now_ms(),
+        };
+        if let Err(error) = append.commit(message).await {
+            tracing::error!(session.id = %self.session_id, message.id = %id, %error, "letter not accepted");
+            return reply::insufficient_system_resources();
+        }
+        counter!(ACCEPTED, "connector" => opened.connector.name.clone()).increment(1);
+        tracing::info!(
+            message.id = %id,
+            session.id = %self.session_id,
+            source.addr = %self.source,
+            front = self.front.as_deref().unwrap_or_default(),
+            connector = %opened.connector.name,
+            recipients,
+            size,
+            "message accepted"
+        );
+        reply::queued(&message_id, id.0, &self.shared.options.fqdn)
+    }
+}
+
+fn closing() -> Verdict {
+    Verdict::Close(reply::service_not_available_closing())
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        // The driver owes the session an answer, and has deadlines of its own.
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,39 @@
+//! What the devices' side counts.
+
+use metrics::{counter, describe_counter, describe_gauge, gauge};
+
+/// Sessions open with devices.
+pub(super) const SESSIONS: &str = "posthouse_inbound_sessions";
+/// Connections from devices: connector, and accepted or why not.
+pub(super) const CONNECTIONS: &str = "posthouse_inbound_connections_total";
+/// Letters acknowledged, by connector.
+pub(super) const ACCEPTED: &str = "posthouse_inbound_messages_accepted_total";
+/// Refusals of a command, by connector and reply code.
+pub(super) const REJECTIONS: &str = "posthouse_inbound_rejections_total";
+/// Logins, by result.
+pub(super) const AUTH: &str = "posthouse_inbound_auth_total";
+/// TLS handshakes with devices, by result.
+pub(super) const HANDSHAKES: &str = "posthouse_inbound_tls_handshakes_total";
+/// PROXY headers, by version, command and result.
+pub(super) const PROXY_HEADERS: &str = "posthouse_proxy_headers_total";
+
+/// Describes the series and registers those whose labels are known beforehand at zero.
+pub fn describe() {
+    describe_gauge!(SESSIONS, "Sessions open with devices.");
+    gauge!(SESSIONS).set(0.0);
+    describe_counter!(CONNECTIONS, "Connections from devices, by connector and result.");
+    describe_counter!(ACCEPTED, "Letters acknowledged, by connector.");
+    describe_counter!(REJECTIONS, "Commands refused, by connector and reply code.");
+    describe_counter!(AUTH, "Logins, by result.");
+    for result in ["verified", "refused", "busy"] {
+        counter!(AUTH, "result" => result).absolute(0);
+    }
+    describe_counter!(HANDSHAKES, "TLS handshakes with devices, by result.");
+    for result in ["ok", "failed"] {
+        counter!(HANDSHAKES, "result" => result).absolute(0);
+    }
+    describe_counter!(PROXY_HEADERS, "PROXY headers received, by version, command and result.");
+    for result in ["missing", "invalid", "unsigned", "unlisted"] {
+        counter!(PROXY_HEADERS, "version" => "none", "command" => "none", "result" => result).absolute(0);
+    }
+}

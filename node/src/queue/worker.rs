@@ -1,0 +1,269 @@
+//! One attempt after the other on one route: reads the letter, sends it over a connection that is used again, and
+//! makes what came of it durable before anything else happens to the letter.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::counter;
+
+use super::book::Job;
+use super::manager::Shared;
+use super::report::{Failure, report};
+use super::schedule::{Next, next};
+use super::{DSN_TOTAL, FINISHED_TOTAL};
+use crate::clock::now_ms;
+use crate::mail::{BodyType, Domain, Reply};
+use crate::outbound::{ATTEMPTS_TOTAL, BodySource, Connection, Outcome, Sent, Transaction, no_route};
+use crate::spool::{
+    BodyReader, Letter, Record, RecipientOutcome, RecipientState, SpoolError, TraceEvent, TraceKind,
+    TraceStatus, Update,
+};
+
+/// Exchange's `SmtpMaxMessagesPerConnection`.
+const LETTERS_PER_CONNECTION_MAX: u32 = 20;
+/// When the disk could not take what an attempt brought, the letter is looked at again after this.
+const DISK_RETRY: Duration = Duration::from_secs(60);
+
+/// Works on a route, beginning with `job`, while there is work and the connection carries it.
+pub(super) async fn run(shared: Arc<Shared>, first: Job) {
+    let lane = first.lane;
+    let mut connection: Option<Connection> = None;
+    let mut job = Some(first);
+    while let Some(current) = job {
+        attempt(&shared, &current, &mut connection).await;
+        let carries_on = connection
+            .as_ref()
+            .is_some_and(|connection| connection.is_open() && connection.letters() < LETTERS_PER_CONNECTION_MAX);
+        job = if carries_on && !shared.is_stopping() { shared.book().next_for(lane) } else { None };
+    }
+    if let Some(connection) = connection {
+        connection.quit().await;
+    }
+    shared.book().release(lane);
+    shared.wake.notify_one();
+}
+
+/// The recipients of one job: their places in the record.
+type Places = Vec<usize>;
+
+async fn attempt(shared: &Shared, job: &Job, connection: &mut Option<Connection>) {
+    let letter = match shared.spool.open_letter(job.id).await {
+        Ok(Some(letter)) => letter,
+        Ok(None) => {
+            shared.book().remove(job.id);
+            return;
+        }
+        Err(error) => return set_aside(shared, job, error).await,
+    };
+    let places: Places = letter
+        .record
+        .pending()
+        .filter(|(_, recipient)| {
+            let domain = recipient.path.domain().unwrap_or(&shared.deps.node.fqdn);
+            job.domains.contains(domain)
+        })
+        .map(|(index, _)| index)
+        .collect();
+    if places.is_empty() {
+        shared.book().settle(job.id, job.domains.iter().map(|domain| (domain.clone(), None)));
+        return;
+    }
+    let Letter { record, body } = letter;
+    let mut body = Body { reader: body, damage: None };
+    let (next_hop, outcomes) = deliver(shared, job, &record, &places, &mut body, connection).await;
+    if let Some(damage @ SpoolError::Damaged { .. }) = body.damage {
+        return set_aside(shared, job, damage).await;
+    }
+    settle(shared, job, &record, &places, &next_hop, outcomes).await;
+}
+
+/// A letter that cannot be read: damaged ones wait for a person, anything else is the disk's trouble.
+async fn set_aside(shared: &Shared, job: &Job, error: SpoolError) {
+    if let SpoolError::Damaged { reason, .. } = &error
+        && shared.spool.quarantine(job.id, now_ms(), reason).await.is_ok()
+    {
+        shared.book().remove(job.id);
+        return;
+    }
+    tracing::error!(message.id = %job.id, %error, "letter cannot be read");
+    later(shared, job);
+}
+
+fn later(shared: &Shared, job: &Job) {
+    let at = now_ms().saturating_add(i64::try_from(DISK_RETRY.as_millis()).unwrap_or(i64::MAX));
+    shared.book().settle(job.id, job.domains.iter().map(|domain| (domain.clone(), Some(at))));
+}
+
+/// Sends the letter. Answers the next hop and one outcome per place.
+async fn deliver(
+    shared: &Shared,
+    job: &Job,
+    record: &Record,
+    places: &Places,
+    body: &mut Body,
+    connection: &mut Option<Connection>,
+) -> (String, Vec<Outcome>) {
+    let all = |reply: &Reply| vec![Outcome::Deferred { reply: reply.clone() }; places.len()];
+    let Some(route) = &job.route else {
+        let domain = job.domains.first().map(ToString::to_string).unwrap_or_default();
+        return (String::new(), all(&no_route(&domain)));
+    };
+    let transaction = Transaction {
+        reverse_path: record.reverse_path.mailbox().map(ToString::to_string).unwrap_or_default(),
+        recipients: places
+            .iter()
+            .filter_map(|&place| record.recipients.get(place))
+            .map(|recipient| recipient.path.to_string())
+            .collect(),
+        size: record.length,
+        eight_bit: record.body == BodyType::EightBitMime,
+    };
+    if let Some(open) = connection.as_mut().filter(|connection| connection.is_open()) {
+        let hop = open.next_hop().to_owned();
+        let Sent { outcomes, unanswered } = open.send(transaction.clone(), body).await;
+        // A next hop that closed an idle connection has said nothing about this letter: a new one decides.
+        if !unanswered || body.has_begun() {
+            return (hop, outcomes);
+        }
+    }
+    *connection = None;
+    match shared.deps.outbound.connect(route).await {
+        Ok(mut fresh) => {
+            let hop = fresh.next_hop().to_owned();
+            let Sent { outcomes, .. } = fresh.send(transaction, body).await;
+            *connection = Some(fresh);
+            (hop, outcomes)
+        }
+        Err(none) => {
+            counter!(ATTEMPTS_TOTAL, "outcome" => "unreachable").increment(1);
+            (none.next_hop, all(&none.reply))
+        }
+    }
+}
+
+/// Makes the outcomes durable, with their trace and the report to the sender, and says when to try again.
+async fn settle(
+    shared: &Shared,
+    job: &Job,
+    record: &Record,
+    places: &Places,
+    next_hop: &str,
+    outcomes: Vec<Outcome>,
+) {
+    let now = now_ms();
+    let node = &shared.deps.node;
+    let (mut decided, mut events, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+    for (&index, outcome) in places.iter().zip(outcomes) {
+        let Some(recipient) = record.recipients.get(index) else { continue };
+        let again = next(
+            &shared.deps.settings,
+            record.received_at_ms,
+            recipient.attempts.saturating_add(1),
+            now,
+            rand::random::<f64>(),
+        );
+        let (reply, word, state, kind, at) = match (outcome, again) {
+            (Outcome::Delivered { reply }, _) => {
+                (reply, "delivered", RecipientState::Delivered, TraceKind::Delivered, 0)
+            }
+            (Outcome::Deferred { reply }, Next::At(at)) => {
+                (reply, "deferred", RecipientState::Pending, TraceKind::Deferred, at)
+            }
+            (Outcome::Deferred { reply }, Next::Expired) => {
+                (reply, "deferred", RecipientState::Failed, TraceKind::Expired, 0)
+            }
+            (Outcome::Failed { reply }, _) => (reply, "failed", RecipientState::Failed, TraceKind::Failed, 0),
+        };
+        counter!(ATTEMPTS_TOTAL, "outcome" => word).increment(1);
+        tracing::info!(
+            message.id = %record.id,
+            recipients = 1,
+            next_hop,
+            reply = %reply,
+            outcome = kind.as_str(),
+            "delivery attempt"
+        );
+        if state == RecipientState::Failed {
+            failures.push(Failure {
+                recipient: recipient.path.to_string(),
+                reply: reply.clone(),
+                expired: kind == TraceKind::Expired,
+            });
+        }
+        events.push(TraceEvent {
+            at_ms: now,
+            event: kind,
+            node: node.name.clone(),
+            next_hop: next_hop.to_owned(),
+            recipient: recipient.path.to_string(),
+            reply: reply.to_string(),
+            detail: String::new(),
+        });
+        decided.push(RecipientOutcome { index, state, reply: reply.to_string(), next_attempt_ms: at });
+    }
+    let dues = dues(record, &decided, &node.fqdn);
+    let report = report(shared, record, next_hop, &failures, now).await;
+    let update = Update { id: job.id, at_ms: now, outcomes: decided, events, report };
+    match shared.spool.update(update).await {
+        Ok(updated) => {
+            let result = match updated.status {
+                Some(TraceStatus::Delivered) => Some("delivered"),
+                Some(TraceStatus::Failed) => Some("failed"),
+                Some(TraceStatus::Partial) => Some("partial"),
+                _ => None,
+            };
+            if let Some(result) = result {
+                counter!(FINISHED_TOTAL, "result" => result).increment(1);
+            }
+            if updated.report.is_some() {
+                counter!(DSN_TOTAL).increment(1);
+            }
+            let settled = job.domains.iter().map(|domain| (domain.clone(), dues.get(domain).copied()));
+            shared.book().settle(job.id, settled);
+        }
+        Err(error) => {
+            // What the next hop took may be sent again: a duplicate, never a loss.
+            tracing::error!(message.id = %job.id, %error, "the outcome of an attempt could not be stored");
+            later(shared, job);
+        }
+    }
+}
+
+/// For each domain the first time one of its recipients is due again.
+fn dues(record: &Record, decided: &[RecipientOutcome], own: &Domain) -> BTreeMap<Domain, i64> {
+    let mut dues: BTreeMap<Domain, i64> = BTreeMap::new();
+    for outcome in decided.iter().filter(|outcome| outcome.state == RecipientState::Pending) {
+        let Some(recipient) = record.recipients.get(outcome.index) else { continue };
+        let domain = recipient.path.domain().unwrap_or(own).clone();
+        let at = outcome.next_attempt_ms;
+        dues.entry(domain).and_modify(|due| *due = at.min(*due)).or_insert(at);
+    }
+    dues
+}
+
+/// The letter's bytes on their way out.
+struct Body {
+    reader: BodyReader,
+    damage: Option<SpoolError>,
+}
+
+impl Body {
+    /// Whether bytes were handed out: then this reader cannot begin again.
+    fn has_begun(&self) -> bool {
+        self.reader.has_begun()
+    }
+}
+
+impl BodySource for Body {
+    async fn next_piece(&mut self) -> Result<Option<Vec<u8>>, String> {
+        match self.reader.next_chunk().await {
+            Ok(piece) => Ok(piece),
+            Err(error) => {
+                let words = error.to_string();
+                self.damage = Some(error);
+                Err(words)
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What a session asks of its driver, and what the driver answers.
+
+use crate::mail::trace_header::HeaderFacts;
+use crate::mail::{BodyType, Envelope, ForwardPath, Reply, ReversePath};
+use crate::smtp::{Mechanism, Password};
+
+/// What the driver has to do, in the order in which it is told.
+///
+/// A letter is `BeginData`, and once that is granted `Header`, any number of `Append`, and `Commit` or `Abort`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Write these bytes.
+    Send(Vec<u8>),
+    /// Everything sent so far is out: start TLS on the socket. Nothing that came before may be carried over. Answered
+    /// by `handle_tls_established` or `handle_tls_failed`.
+    StartTls,
+    /// Check a credential. Answered by `handle_auth`.
+    CheckAuth {
+        /// The user name, without control characters.
+        user: String,
+        /// The secret.
+        password: Password,
+        /// How it came.
+        mechanism: Mechanism,
+    },
+    /// Decide on a sender. Answered by `handle_mail`.
+    CheckMail {
+        /// The sender.
+        reverse_path: ReversePath,
+        /// `SIZE=`, in octets; compared with the limit by the session itself.
+        size: Option<u64>,
+        /// `BODY=`.
+        body: BodyType,
+    },
+    /// Decide on a recipient of the sender last permitted. Answered by `handle_rcpt`.
+    CheckRcpt {
+        /// The recipient.
+        forward_path: ForwardPath,
+    },
+    /// Make room for a letter. Answered by `handle_data_ready`.
+    BeginData {
+        /// Its envelope, with at least one recipient.
+        envelope: Envelope,
+    },
+    /// The letter's header as it came, once, before anything else of it. An empty line is at its end, added where the
+    /// letter has none: lines that the driver puts in front of it stay header.
+    Header {
+        /// At most `max_header_size` octets, and the empty line.
+        block: Vec<u8>,
+        /// What it says.
+        facts: HeaderFacts,
+    },
+    /// The next octets of the letter's body.
+    Append(Vec<u8>),
+    /// The letter is complete: keep it. Answered by `handle_committed` when it is on disk, or cannot be.
+    Commit {
+        /// Octets of the letter as counted (RFC 1870 §3), without what the driver added.
+        size: u64,
+    },
+    /// Forget the letter, if one was begun. Not answered.
+    Abort,
+    /// Close the connection after everything sent so far is out. The last action.
+    Close {
+        /// Why, for the log.
+        reason: CloseReason,
+    },
+}
+
+/// What the driver decides on a sender or a recipient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on.
+    Permit,
+    /// This one not. A reply of 421 closes the session too, because that is what it says.
+    Deny(Reply),
+    /// Answer, and close.
+    Close(Reply),
+}
+
+/// What came of a credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuthOutcome {
+    /// It is who it says.
+    Accepted,
+    /// It is not; which of name and password was wrong is not said. Counts against `max_logon_failures`.
+    Refused,
+    /// It could not be checked now, or too many are being checked.
+    Unavailable,
+    /// Answer, and close.
+    Close(Reply),
+}
+
+/// Why a session ended. A closed set: it can label a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// `QUIT`.
+    Quit,
+    /// The client went away.
+    Disconnected,
+    /// The driver's verdict.
+    Refused,
+    /// More than `max_protocol_errors`.
+    ProtocolErrors,
+    /// `max_logon_failures`.
+    LogonFailures,
+    /// `inactivity_timeout`.
+    Inactivity,
+    /// `connection_timeout`.
+    ConnectionTimeout,
+    /// We stop.
+    Shutdown,
+    /// Bytes where none may be: behind `STARTTLS` or `DATA`.
+    Synchronization,
+    /// Bare CR or LF, or NUL, in mail data.
+    LineEndings,
+    /// A letter so far over its limit that its end is not waited for.
+    Oversize,
+    /// A browser, or TLS without being asked.
+    NotSmtp,
+    /// No TLS came of `STARTTLS`.
+    TlsFailed,
+    /// `require_ehlo_domain`.
+    EhloDomain,
+}
+
+impl CloseReason {
+    /// A name for logs and labels.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Quit => "quit",
+            Self::Disconnected => "disconnected",
+            Self::Refused => "refused",
+            Self::ProtocolErrors => "protocol_errors",
+            Self::LogonFailures => "logon_failures",
+            Self::Inactivity => "inactivity",
+            Self::ConnectionTimeout => "connection_timeout",
+            Self::Shutdown => "shutdown",
+            Self::Synchronization => "synchronization",
+            Self::LineEndings => "line_endings",
+            Self::Oversize => "oversize",
+            Self::NotSmtp => "not_smtp",
+            Self::TlsFailed => "tls_failed",
+            Self::EhloDomain => "ehlo_domain",
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! The server's side of a session (RFC 5321), sans-io.
+//!
+//! Drive it so: call [`Session::poll_action`] until it answers `None`, doing what it says; hand in what came, and when
+//! the time of [`Session::poll_timeout`] passes call [`Session::handle_timeout`]; after each `handle_*` poll again.
+//! Read from the socket only while [`Session::wants_input`]: that bounds the memory of a session to what one read
+//! brings, one line, one header and [`OUTPUT_MAX`].
+//!
+//! Commands are taken strictly one after the other. While an answer of the driver is outstanding nothing further is
+//! looked at, so whatever a client sends ahead is decided in order (RFC 2920 §3.2).
+
+mod action;
+mod auth;
+mod commands;
+mod config;
+mod transaction;
+
+#[cfg(test)]
+mod dialogs;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+pub use action::{Action, AuthOutcome, CloseReason, Verdict};
+pub use config::{Limits, Offer, SessionConfig, SizeMode, TlsMode};
+
+use super::command::{self, MailCommand};
+use super::line::{LineBuffer, LineError};
+use super::sasl::Exchange;
+use crate::mail::trace_header::TransferProtocol;
+use crate::mail::{ForwardPath, Reply, reply};
+use transaction::{Transaction, Transfer};
+
+/// Octets of replies and mail data after which a session waits for its driver before it looks at further input.
+pub const OUTPUT_MAX: usize = 32 * 1024;
+/// Commands that change nothing, such as `NOOP`, that a session may give between two letters; the next ones count as
+/// errors. Postfix's number.
+const IDLE_COMMANDS_MAX: u32 = 100;
+/// Octets of mail data that must come within `inactivity_timeout`: one octet now and then is not activity.
+const DATA_PROGRESS: usize = 1024;
+
+/// One session.
+#[derive(Debug)]
+pub struct Session {
+    config: SessionConfig,
+    input: LineBuffer,
+    actions: VecDeque<Action>,
+    /// Octets in `actions`.
+    queued: usize,
+    phase: Phase,
+    awaiting: Option<Awaiting>,
+    hello: Option<Hello>,
+    tls_active: bool,
+    user: Option<String>,
+    transaction: Option<Transaction>,
+    bypass_size_limit: bool,
+    greeting_polled: bool,
+    early_talker: bool,
+    shutting_down: bool,
+    protocol_errors: u32,
+    logon_failures: u32,
+    idle_commands: u32,
+    letters: u64,
+    opened: Instant,
+    now: Instant,
+    last_progress: Instant,
+    data_progress: usize,
+}
+
+/// What the next octet from the client belongs to.
+#[derive(Debug)]
+enum Phase {
+    Command,
+    Sasl(Exchange),
+    Data(Box<Transfer>),
+    Closed,
+}
+
+/// The answer that the driver owes us.
+#[derive(Debug)]
+enum Awaiting {
+    Tls,
+    Auth { user: String },
+    Mail(MailCommand),
+    Rcpt(ForwardPath),
+    DataReady,
+    Committed,
+}
+
+/// What `EHLO` or `HELO` said.
+#[derive(Debug)]
+struct Hello {
+    name: String,
+    extended: bool,
+}
+
+/// Getters.
+impl Session {
+    /// What the client called itself since the last TLS handshake.
+    #[must_use]
+    pub fn helo(&self) -> Option<&str> {
+        self.hello.as_ref().map(|hello| hello.name.as_str())
+    }
+
+    /// Who the client has proved to be.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// Whether the session is inside TLS.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.tls_active
+    }
+
+    /// The word for the `Received:` line.
+    #[must_use]
+    pub fn protocol(&self) -> TransferProtocol {
+        let extended = self.hello.as_ref().is_some_and(|hello| hello.extended);
+        TransferProtocol::of(extended, self.tls_active, self.user.is_some())
+    }
+
+    /// Whether a sender has been permitted whose letter has not ended.
+    #[must_use]
+    pub fn in_transaction(&self) -> bool {
+        self.transaction.is_some() || matches!(self.awaiting, Some(Awaiting::Mail(_)))
+    }
+
+    /// Letters that were answered with a 2yz.
+    #[must_use]
+    pub fn letters(&self) -> u64 {
+        self.letters
+    }
+
+    /// Whether the session has ended. The last actions may still be there to be polled.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        matches!(self.phase, Phase::Closed)
+    }
+
+    /// Whether the session can use bytes from the client now.
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        self.can_proceed() && self.actions.is_empty()
+    }
+}
+
+/// Inputs.
+impl Session {
+    /// Begins a session: the greeting is the first action.
+    #[must_use]
+    pub fn new(config: SessionConfig, now: Instant) -> Self {
+        let mut session = Self {
+            tls_active: config.tls == TlsMode::Implicit,
+            config,
+            input: LineBuffer::default(),
+            actions: VecDeque::new(),
+            queued: 0,
+            phase: Phase::Command,
+            awaiting: None,
+            hello: None,
+            user: None,
+            transaction: None,
+            bypass_size_limit: false,
+            greeting_polled: false,
+            early_talker: false,
+            shutting_down: false,
+            protocol_errors: 0,
+            logon_failures: 0,
+            idle_commands: 0,
+            letters: 0,
+            opened: now,
+            now,
+            last_progress: now,
+            data_progress: 0,
+        };
+        session.greet();
+        session
+    }
+
+    /// Takes what has come from the client. Call it while [`Session::wants_input`].
+    pub fn handle_bytes(&mut self, now: Instant, bytes: &[u8]) {
+        self.now = now;
+        if self.is_closed() || bytes.is_empty() {
+            return;
+        }
+        if !self.greeting_polled && !self.early_talker {
+            // RFC 5321 §4.3.1: the client waits for the greeting. One that does not is a poor client, not yet an enemy.
+            self.early_talker = true;
+            self.protocol_errors += 1;
+        }
+        self.input.push(bytes);
+    }
+
+    /// TLS is there: everything said before it is forgotten (RFC 3207 §4.2).
+    pub fn handle_tls_established(&mut self, now: Instant) {
+        self.now = now;
+        if matches!(self.awaiting, Some(Awaiting::Tls)) {
+            self.awaiting = None;
+            self.tls_active = true;
+            self.hello = None;
+            self.user = None;
+            self.transaction = None;
+            self.input.clear();
+            self.progress();
+        }
+    }
+
+    /// No TLS came of it. What follows on this connection is nobody's.
+    pub fn handle_tls_failed(&mut self, now: Instant) {
+        self.now = now;
+        self.close(CloseReason::TlsFailed);
+    }
+
+    /// The client closed its side, or the connection broke: an unfinished letter is forgotten. A commit that is under
+    /// way goes on, only its answer reaches nobody.
+    pub fn handle_disconnect(&mut self, now: Instant) {
+        self.now = now;
+        if !self.is_closed() {
+            // Nothing that is still queued can be sent, and a letter whose commit was not yet polled will come again.
+            if self.actions.iter().any(|action| matches!(action, Action::Commit { .. })) {
+                self.awaiting = None;
+            }
+            self.actions.retain(|action| matches!(action, Action::Abort));
+            self.queued = 0;
+            self.close(CloseReason::Disconnected);
+        }
+    }
+
+    /// We stop: the session ends with `421` when no letter is under way, now or later. A letter whose `MAIL` has been
+    /// answered is finished first.
+    pub fn handle_shutdown(&mut self, now: Instant) {
+        self.now = now;
+        self.shutting_down = true;
+    }
+
+    /// The time of [`Session::poll_timeout`] has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = now;
+        if self.inactivity_deadline().is_some_and(|deadline| now >= deadline) {
+            self.send(&reply::input_timeout());
+            self.close(CloseReason::Inactivity);
+        } else if self.connection_deadline().is_some_and(|deadline| now >= deadline) {
+            self.send(&reply::connection_timed_out());
+            self.close(CloseReason::ConnectionTimeout);
+        }
+    }
+}
+
+/// Outputs.
+impl Session {
+    /// The next thing to do, or `None` until something happens.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        while self.can_proceed() && self.queued < OUTPUT_MAX && self.step() {}
+        let action = self.actions.pop_front()?;
+        self.queued -= weight(&action);
+        self.greeting_polled = true;
+        Some(action)
+    }
+
+    /// When [`Session::handle_timeout`] wants to be called, if the client stays silent. `None` while the driver owes
+    /// an answer: it has deadlines of its own.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match (self.inactivity_deadline(), self.connection_deadline()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+/// The engine.
+impl Session {
+    fn can_proceed(&self) -> bool {
+        self.awaiting.is_none() && !self.is_closed()
+    }
+
+    /// Takes one line, or one piece of mail data. Answers whether there was one.
+    fn step(&mut self) -> bool {
+        match self.phase {
+            Phase::Command => self.step_command(),
+            Phase::Sasl(_) => match self.input.next_line(|_| command::AUTH_LINE_MAX) {
+                None => false,
+                Some(line) => {
+                    self.progress();
+                    self.handle_sasl_line(line);
+                    true
+                }
+            },
+            Phase::Data(_) => self.step_data(),
+            Phase::Closed => false,
+        }
+    }
+
+    fn step_command(&mut self) -> bool {
+        if self.shutting_down && self.transaction.is_none() {
+            self.send(&reply::service_not_available_closing());
+            self.close(CloseReason::Shutdown);
+            return true;
+        }
+        let auth = command::line_limit(self.input.rest()) == command::AUTH_LINE_MAX;
+        let Some(line) = self.input.next_line(command::line_limit) else {
+            return false;
+        };
+        self.progress();
+        match line {
+            Ok(line) => self.handle_line(&line),
+            Err(LineError::TooLong) if auth => self.protocol_error(&reply::authentication_line_too_long()),
+            Err(LineError::TooLong) => self.protocol_error(&reply::line_too_long()),
+            Err(LineError::BareLineEnd) => self.protocol_error(&reply::bare_line_end_in_command()),
+        }
+        true
+    }
+
+    /// Queues a reply. A refusal ends with the session id, so that one string finds everything.
+    fn send(&mut self, reply: &Reply) {
+        let refusal = reply.code.is_transient() || reply.code.is_permanent();
+        let mut wire = Vec::new();
+        if refusal && !self.config.session_id.is_empty() {
+            let suffix = format!("[{}]", self.config.session_id);
+            reply.clone().with_suffix(&suffix).write_to(&mut wire, self.config.offer.enhanced_status_codes);
+        } else {
+            reply.write_to(&mut wire, self.config.offer.enhanced_status_codes);
+        }
+        self.queued += wire.len();
+        if let Some(Action::Send(bytes)) = self.actions.back_mut() {
+            // RFC 2920 §3.2: replies to commands that came together go out together.
+            bytes.append(&mut wire);
+        } else {
+            self.actions.push_back(Action::Send(wire));
+        }
+    }
+
+    /// Queues a reply that the driver chose.
+    fn send_verdict(&mut self, reply: &Reply) {
+        self.send(reply);
+        // RFC 5321 §3.8: 421 says that the channel closes.
+        if reply.code.0 == 421 {
+            self.close(CloseReason::Refused);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        self.queued += weight(&action);
+        self.actions.push_back(action);
+    }
+
+    fn ask(&mut self, action: Action, awaiting: Awaiting) {
+        self.act(action);
+        self.awaiting = Some(awaiting);
+    }
+
+    /// Answers an error of the client's, or ends the session if it has made too many.
+    fn protocol_error(&mut self, reply: &Reply) {
+        self.protocol_errors = self.protocol_errors.saturating_add(1);
+        let max = self.config.limits.max_protocol_errors;
+        if max > 0 && self.protocol_errors > max {
+            self.send(&reply::too_many_errors());
+            self.close(CloseReason::ProtocolErrors);
+        } else {
+            self.send(reply);
+        }
+    }
+
+    /// Answers a command that changes nothing; too many of them are errors.
+    fn send_idle(&mut self, reply: &Reply) {
+        self.idle_commands = self.idle_commands.saturating_add(1);
+        if self.idle_commands > IDLE_COMMANDS_MAX {
+            self.protocol_error(reply);
+        } else {
+            self.send(reply);
+        }
+    }
+
+    fn close(&mut self, reason: CloseReason) {
+        if self.is_closed() {
+            return;
+        }
+        let under_way = match &self.phase {
+            Phase::Data(transfer) => transfer.is_kept(),
+            _ => matches!(self.awaiting, Some(Awaiting::DataReady)),
+        };
+        // A commit that has been handed over is past forgetting: the letter is whole.
+        if under_way && !matches!(self.awaiting, Some(Awaiting::Committed)) {
+            self.act(Action::Abort);
+        }
+        self.phase = Phase::Closed;
+        self.awaiting = None;
+        self.transaction = None;
+        self.input.clear();
+        self.act(Action::Close { reason });
+    }
+
+    fn progress(&mut self) {
+        self.last_progress = self.now;
+        self.data_progress = 0;
+    }
+
+    fn inactivity_deadline(&self) -> Option<Instant> {
+        self.can_proceed().then(|| self.last_progress.checked_add(self.config.limits.inactivity_timeout)).flatten()
+    }
+
+    /// A letter under way is not cut. A transaction that does not come to its letter is, at twice the age.
+    fn connection_deadline(&self) -> Option<Instant> {
+        let age: Duration = self.config.limits.connection_timeout;
+        match (&self.phase, &self.transaction) {
+            _ if !self.can_proceed() => None,
+            (Phase::Data(_), _) => None,
+            (_, None) => self.opened.checked_add(age),
+            (_, Some(_)) => self.opened.checked_add(age.saturating_mul(2)),
+        }
+    }
+}
+
+fn weight(action: &Action) -> usize {
+    match action {
+        Action::Send(bytes) | Action::Append(bytes) | Action::Header { block: bytes, .. } => bytes.len(),
+        _ => 0,
+    }
+}

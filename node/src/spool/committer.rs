@@ -1,0 +1,234 @@
+//! The one writer. Whatever waits goes into one batch with one sync, and everybody in it is answered after that sync:
+//! commits, results of attempts and removals share it, so a busy spool syncs no more often than an idle one.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use rocksdb::WriteBatch;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::record::cut;
+use super::round::Round;
+use super::store::Store;
+use super::trace::TraceEvent;
+use super::{MessageId, REPLY_BYTES_MAX, Record, RecipientState, SpoolError, TraceStatus};
+
+/// How many changes wait at most; a session beyond that waits to hand its own over.
+pub(super) const WAITING_MAX: usize = 256;
+/// How many changes share one sync at most.
+const ROUND_CHANGES_MAX: usize = 512;
+/// How many bytes share one sync at most: a batch is copied into the log and the memtable.
+const ROUND_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+pub(super) type Answer<T> = oneshot::Sender<Result<T, SpoolError>>;
+
+/// One change, and where to say that it is durable.
+pub(super) enum Change {
+    /// A piece of a letter that is still arriving: written, not synced.
+    Chunk { id: MessageId, chunk: u32, bytes: Vec<u8>, done: Answer<()> },
+    /// A whole letter: its record and its last piece.
+    Commit { record: Box<Record>, tail: Option<(u32, Vec<u8>)>, done: Answer<()> },
+    /// What an attempt brought.
+    Update { update: Box<Update>, done: Answer<Updated> },
+    /// An administrator removes a letter.
+    Delete { id: MessageId, at_ms: i64, by: String, done: Answer<bool> },
+    /// A letter was found damaged.
+    Quarantine { id: MessageId, at_ms: i64, reason: String, done: Answer<()> },
+    /// No more changes will come.
+    Close { done: Answer<()> },
+}
+
+/// What an attempt brought, to be made durable at once: the recipients' states, the trace, and the report to the
+/// sender, all in one batch.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// The letter.
+    pub id: MessageId,
+    /// When, in unix milliseconds.
+    pub at_ms: i64,
+    /// What became of which recipient. A recipient that is no longer pending stays as it is.
+    pub outcomes: Vec<RecipientOutcome>,
+    /// What the trace tells.
+    pub events: Vec<TraceEvent>,
+    /// The report that is queued if, and only if, a recipient fails through this update.
+    pub report: Option<Report>,
+}
+
+/// What became of one recipient.
+#[derive(Clone, Debug)]
+pub struct RecipientOutcome {
+    /// Its place in [`Record::recipients`].
+    pub index: usize,
+    /// Its new state; [`RecipientState::Pending`] means deferred.
+    pub state: RecipientState,
+    /// What the next hop said.
+    pub reply: String,
+    /// When to try again, in unix milliseconds.
+    pub next_attempt_ms: i64,
+}
+
+/// A letter of our own: a delivery status notification.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Its facts.
+    pub message: super::NewMessage,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// What an update did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Updated {
+    /// How far the letter came; absent when it had been removed meanwhile.
+    pub status: Option<TraceStatus>,
+    /// The report that was queued.
+    pub report: Option<MessageId>,
+}
+
+/// Applies `outcomes` to `record`. Answers whether a recipient failed through it.
+pub(super) fn apply(record: &mut Record, outcomes: Vec<RecipientOutcome>) -> bool {
+    let mut failed = false;
+    for outcome in outcomes {
+        let Some(recipient) = record.recipients.get_mut(outcome.index) else { continue };
+        if recipient.state != RecipientState::Pending {
+            continue;
+        }
+        recipient.state = outcome.state;
+        recipient.attempts = recipient.attempts.saturating_add(1);
+        recipient.next_attempt_ms = outcome.next_attempt_ms;
+        recipient.last_reply = cut(&outcome.reply, REPLY_BYTES_MAX).to_owned();
+        failed |= outcome.state == RecipientState::Failed;
+    }
+    failed
+}
+
+/// Writes until every handle is gone or a close is asked for. Blocking; has a thread of its own.
+pub(super) fn run(store: &Arc<Store>, ids: &super::id::IdSource, mut changes: mpsc::Receiver<Change>) {
+    let mut sequence = 0;
+    while let Some(first) = changes.blocking_recv() {
+        let mut waiting = vec![first];
+        let mut bytes = waiting[0].bytes();
+        while waiting.len() < ROUND_CHANGES_MAX && bytes < ROUND_BYTES_MAX {
+            let Ok(next) = changes.try_recv() else { break };
+            bytes += next.bytes();
+            waiting.push(next);
+        }
+        let mut closing = Vec::new();
+        let mut round = Round::new(store, ids, &mut sequence);
+        for change in waiting {
+            match change {
+                Change::Close { done } => closing.push(done),
+                other => round.add(other),
+            }
+        }
+        round.add_forgotten(std::mem::take(
+            &mut *store.forgotten.lock().unwrap_or_else(PoisonError::into_inner),
+        ));
+        write_round(store, round);
+        if !closing.is_empty() {
+            // Later changes find the channel closed; those already in it are answered by being dropped.
+            for done in closing {
+                let _ = done.send(Ok(()));
+            }
+            return;
+        }
+    }
+}
+
+fn write_round(store: &Store, round: Round<'_>) {
+    let Round { batch, sync, answers, arrivals, tally, .. } = round;
+    let started = Instant::now();
+    let written = if batch.is_empty() { Ok(()) } else { store.write(batch, sync) };
+    match written {
+        Ok(()) => {
+            if sync {
+                metrics::histogram!(super::COMMIT_SECONDS).record(started.elapsed().as_secs_f64());
+            }
+            tally.count(&store.counters);
+            if !arrivals.is_empty() {
+                // Only now: a letter that is not durable is not delivered either.
+                store.arrive(arrivals);
+            }
+            for answer in answers {
+                answer.succeed();
+            }
+        }
+        Err(error) => {
+            for answer in answers {
+                answer.fail(&error);
+            }
+        }
+    }
+}
+
+impl Change {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Chunk { bytes, .. } => bytes.len(),
+            Self::Commit { tail, .. } => tail.as_ref().map_or(0, |(_, bytes)| bytes.len()),
+            Self::Update { update, .. } => update.report.as_ref().map_or(0, |report| report.bytes.len()),
+            Self::Delete { .. } | Self::Quarantine { .. } | Self::Close { .. } => 0,
+        }
+    }
+}
+
+/// An answer that waits for the sync.
+pub(super) enum Pending {
+    Done(Answer<()>),
+    Deleted(Answer<bool>, bool),
+    Updated(Answer<Updated>, Updated),
+}
+
+impl Pending {
+    // A receiver that is gone had its session cut: the letter is kept all the same.
+    fn succeed(self) {
+        match self {
+            Self::Done(done) => drop(done.send(Ok(()))),
+            Self::Deleted(done, found) => drop(done.send(Ok(found))),
+            Self::Updated(done, updated) => drop(done.send(Ok(updated))),
+        }
+    }
+
+    fn fail(self, error: &SpoolError) {
+        match self {
+            Self::Done(done) => drop(done.send(Err(error.clone()))),
+            Self::Deleted(done, _) => drop(done.send(Err(error.clone()))),
+            Self::Updated(done, _) => drop(done.send(Err(error.clone()))),
+        }
+    }
+}
+
+/// What a round adds to and takes from the totals, once it is written.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) commits: u64,
+    pub(super) removed: u64,
+    pub(super) bytes_added: u64,
+    pub(super) bytes_removed: u64,
+}
+
+impl Tally {
+    fn count(&self, counters: &super::store::Counters) {
+        counters.commits.fetch_add(self.commits, Ordering::Relaxed);
+        counters.traced.fetch_add(self.commits, Ordering::Relaxed);
+        counters.letters.fetch_add(self.commits, Ordering::Relaxed);
+        counters.letters.fetch_sub(self.removed, Ordering::Relaxed);
+        counters.bytes.fetch_add(self.bytes_added, Ordering::Relaxed);
+        counters.bytes.fetch_sub(self.bytes_removed, Ordering::Relaxed);
+        counters.drained.fetch_add(self.bytes_removed, Ordering::Relaxed);
+        if self.commits > 0 {
+            metrics::counter!(super::COMMITS_TOTAL).increment(self.commits);
+        }
+        metrics::gauge!(super::BYTES).set(counters.bytes.load(Ordering::Relaxed) as f64);
+    }
+}
+
+/// Records changed earlier in the same round: a batch cannot be read before it is written.
+pub(super) type Overlay = HashMap<MessageId, Option<Record>>;
+
+/// An empty batch with room for an ordinary round.
+pub(super) fn new_batch() -> WriteBatch {
+    WriteBatch::with_capacity_bytes(64 * 1024)
+}

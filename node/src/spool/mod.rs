@@ -1,0 +1,310 @@
+//! Accepted mail, on disk: one RocksDB per node. A letter's bytes are written as they arrive; its record is committed
+//! with one synced write that every session committing at that moment shares; the `250` follows that sync. What became
+//! of a letter is written the same way, together with its trace and, when it failed, with the report to its sender.
+//!
+//! The spool never decides when or where a letter goes, and never tries a failed write again: after an I/O error
+//! nothing is acknowledged until the node is restarted.
+
+mod append;
+mod committer;
+mod id;
+mod record;
+mod recover;
+mod reader;
+mod round;
+mod store;
+#[cfg(test)]
+mod tests;
+mod trace;
+mod upkeep;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+pub use append::{Append, CHUNK_BYTES};
+pub use committer::{RecipientOutcome, Report, Update, Updated};
+pub use id::{MessageId, NotAMessageId};
+pub use reader::{BodyReader, Letter};
+pub use record::{FIRST_EPOCH, NewMessage, RECORD_FORMAT, REPLY_BYTES_MAX, Recipient, RecipientState, Record};
+pub use recover::{QuarantinedLetter, RecoveryReport};
+pub use trace::{
+    EVENTS_PER_LETTER_MAX, LETTERS_TRACED_MAX, TRACE_ANSWER_MAX, TRACE_KEPT_MS, TraceEvent, TraceFilter, TraceKind,
+    TraceRecord, TraceStatus,
+};
+
+pub(crate) use record::cut;
+
+use crate::mail::Domain;
+use crate::shutdown::{Scope, run_blocking};
+use committer::Change;
+use store::Store;
+
+/// Seconds that one synced write took, whoever shared it.
+pub const COMMIT_SECONDS: &str = "posthouse_spool_commit_seconds";
+/// Letters made durable.
+pub const COMMITS_TOTAL: &str = "posthouse_spool_commits_total";
+/// Bytes of letters still to be delivered.
+pub const BYTES: &str = "posthouse_spool_bytes";
+/// Letters set aside because they are damaged.
+pub const QUARANTINED_TOTAL: &str = "posthouse_spool_quarantined_total";
+/// 1 once the disk has failed.
+pub const FAILING: &str = "posthouse_spool_failing";
+
+/// Describes the spool's metrics and registers them at zero.
+pub fn describe_metrics() {
+    metrics::describe_histogram!(COMMIT_SECONDS, "Seconds that one synced write of the spool took.");
+    metrics::describe_counter!(COMMITS_TOTAL, "Letters made durable.");
+    metrics::describe_gauge!(BYTES, "Bytes of letters in the spool.");
+    metrics::describe_counter!(QUARANTINED_TOTAL, "Letters set aside because their bytes on disk are damaged.");
+    metrics::describe_gauge!(FAILING, "1 once the disk under the spool has failed.");
+    metrics::counter!(COMMITS_TOTAL).absolute(0);
+    metrics::counter!(QUARANTINED_TOTAL).absolute(0);
+    metrics::gauge!(BYTES).set(0.0);
+    metrics::gauge!(FAILING).set(0.0);
+}
+
+/// Why the spool did not do it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpoolError {
+    /// Another process has it open.
+    #[error("spool {} is in use by another process", dir.display())]
+    Locked {
+        /// Where.
+        dir: PathBuf,
+    },
+    /// RocksDB refuses; it names the file.
+    #[error("spool {} cannot be opened: {reason}", dir.display())]
+    Open {
+        /// Where.
+        dir: PathBuf,
+        /// Its words.
+        reason: String,
+    },
+    /// The disk failed just now.
+    #[error("spool: {0}")]
+    Io(String),
+    /// The disk failed before; nothing is accepted any more.
+    #[error("spool has failed: {0}")]
+    Failing(String),
+    /// A letter's bytes are not what was accepted.
+    #[error("letter {id} is damaged: {reason}")]
+    Damaged {
+        /// Which.
+        id: MessageId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The letter was removed.
+    #[error("letter {id} was removed")]
+    Gone {
+        /// Which.
+        id: MessageId,
+    },
+    /// More pieces than a record can count.
+    #[error("letter is too large for the spool")]
+    TooLarge,
+    /// A record cannot be written down.
+    #[error("record cannot be encoded: {0}")]
+    Encode(String),
+    /// The node is stopping.
+    #[error("spool is closed")]
+    Closed,
+}
+
+/// A letter that the queue should know of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Its name.
+    pub id: MessageId,
+    /// Bytes.
+    pub size: u64,
+    /// The domains of its pending recipients, each once, and when the first of them is due, in unix milliseconds.
+    /// `None` is the bare `postmaster`.
+    pub domains: Vec<(Option<Domain>, i64)>,
+}
+
+impl Arrival {
+    fn of(record: &Record) -> Self {
+        let mut domains: Vec<(Option<Domain>, i64)> = Vec::with_capacity(1);
+        for (_, recipient) in record.pending() {
+            let domain = recipient.path.domain();
+            match domains.iter_mut().find(|(known, _)| known.as_ref() == domain) {
+                Some((_, due)) => *due = recipient.next_attempt_ms.min(*due),
+                None => domains.push((domain.cloned(), recipient.next_attempt_ms)),
+            }
+        }
+        Self { id: record.id, size: record.length, domains }
+    }
+}
+
+/// What the spool holds and has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpoolStats {
+    /// Letters held.
+    pub letters: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Letters made durable.
+    pub commits: u64,
+    /// Synced writes made for them and for everything else.
+    pub syncs: u64,
+    /// Letters remembered in the trace.
+    pub traced: u64,
+}
+
+/// The spool of one node. Clones share it.
+#[derive(Clone)]
+pub struct Spool {
+    store: Arc<Store>,
+    ids: Arc<id::IdSource>,
+    changes: mpsc::Sender<Change>,
+}
+
+impl Spool {
+    /// Opens or makes the spool in `dir` and scans it. Blocking; call it inside the runtime, off its workers.
+    ///
+    /// `scope` runs the upkeep. The committer lives until [`Spool::close`] or until every clone is gone.
+    ///
+    /// # Errors
+    /// When another process has it open, or the disk refuses.
+    pub fn open(dir: &Path, node_id: u64, node_name: &str, scope: &Scope) -> Result<(Self, RecoveryReport), SpoolError> {
+        let store = Arc::new(Store::open(dir, node_id, node_name)?);
+        let recovered = recover::recover(&store)?;
+        let ids = Arc::new(id::IdSource::new(node_id, recovered.newest));
+        store.arrive(recovered.arrivals);
+        let (changes, waiting) = mpsc::channel(committer::WAITING_MAX);
+        let (held, numbers) = (Arc::clone(&store), Arc::clone(&ids));
+        std::thread::Builder::new()
+            .name("spool-commit".to_owned())
+            .spawn(move || committer::run(&held, &numbers, waiting))
+            .map_err(|error| SpoolError::Open { dir: dir.to_owned(), reason: error.to_string() })?;
+        scope.spawn_until_ended(upkeep::run(Arc::downgrade(&store)));
+        Ok((Self { store, ids, changes }, recovered.report))
+    }
+
+    /// Begins a letter.
+    #[must_use]
+    pub fn begin(&self) -> Append {
+        let id = self.ids.next(crate::clock::now_ms());
+        Append::new(id, Arc::clone(&self.store), self.changes.clone())
+    }
+
+    /// Why nothing is accepted any more, once the disk has failed.
+    #[must_use]
+    pub fn failing(&self) -> Option<String> {
+        self.store.failing()
+    }
+
+    /// Counts.
+    #[must_use]
+    pub fn stats(&self) -> SpoolStats {
+        self.store.stats()
+    }
+
+    /// Hands over the letters that became durable since the last call: at first those that a restart found.
+    /// One caller only: the queue.
+    #[must_use]
+    pub fn take_arrivals(&self) -> Vec<Arrival> {
+        self.store.take_arrivals()
+    }
+
+    /// Returns when there may be arrivals to take.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn arrived(&self) {
+        self.store.arrived.notified().await;
+    }
+
+    /// Reads what is known about a letter, and opens its bytes. `None`: it is not, or no longer, here.
+    ///
+    /// # Errors
+    /// When the record is damaged or the disk fails.
+    pub async fn open_letter(&self, id: MessageId) -> Result<Option<Letter>, SpoolError> {
+        let store = Arc::clone(&self.store);
+        run_blocking(move || reader::open(&store, id)).await
+    }
+
+    /// Reads the records of `ids`; those that are gone or damaged are left out.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn records(&self, ids: Vec<MessageId>) -> Result<Vec<Record>, SpoolError> {
+        let store = Arc::clone(&self.store);
+        run_blocking(move || {
+            let mut found = Vec::with_capacity(ids.len());
+            for id in ids {
+                match store.record(id) {
+                    Ok(record) => found.extend(record),
+                    Err(SpoolError::Damaged { .. }) => {}
+                    Err(other) => return Err(other),
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Makes what an attempt brought durable.
+    ///
+    /// # Errors
+    /// When the disk fails or the record is damaged.
+    ///
+    /// # Cancel safety
+    /// An update that is cancelled after it was handed over still happens.
+    pub async fn update(&self, update: Update) -> Result<Updated, SpoolError> {
+        self.change(|done| Change::Update { update: Box::new(update), done }).await
+    }
+
+    /// Removes a letter for good. `by` goes into the trace. Answers whether it was here.
+    ///
+    /// # Errors
+    /// When the disk fails or the record is damaged.
+    pub async fn delete(&self, id: MessageId, at_ms: i64, by: &str) -> Result<bool, SpoolError> {
+        let by = cut(by, REPLY_BYTES_MAX).to_owned();
+        self.change(|done| Change::Delete { id, at_ms, by, done }).await
+    }
+
+    /// Sets a damaged letter aside, with the reason.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn quarantine(&self, id: MessageId, at_ms: i64, reason: &str) -> Result<(), SpoolError> {
+        tracing::error!(message.id = %id, reason, "damaged letter set aside");
+        metrics::counter!(QUARANTINED_TOTAL).increment(1);
+        let reason = reason.to_owned();
+        self.change(|done| Change::Quarantine { id, at_ms, reason, done }).await
+    }
+
+    /// Lists the letters that were set aside.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn quarantined(&self) -> Result<Vec<QuarantinedLetter>, SpoolError> {
+        let store = Arc::clone(&self.store);
+        run_blocking(move || store.quarantined()).await
+    }
+
+    /// Says what happened to the letters that `filter` means, the newest first.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn trace(&self, filter: TraceFilter) -> Result<Vec<TraceRecord>, SpoolError> {
+        let store = Arc::clone(&self.store);
+        run_blocking(move || store.trace(&filter)).await
+    }
+
+    /// Ends the committer after what was handed over before. Later changes fail with [`SpoolError::Closed`].
+    pub async fn close(&self) {
+        // A committer that is gone already has nothing left to write.
+        let _ = self.change(|done| Change::Close { done }).await;
+    }
+
+    async fn change<T>(&self, make: impl FnOnce(committer::Answer<T>) -> Change) -> Result<T, SpoolError> {
+        let (done, answer) = oneshot::channel();
+        self.changes.send(make(done)).await.map_err(|_| SpoolError::Closed)?;
+        answer.await.map_err(|_| SpoolError::Closed)?
+    }
+}

@@ -1,0 +1,274 @@
+//! What the disk knows about a letter besides its bytes: whose it is, who should have it and how far it came.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::MessageId;
+use crate::mail::{BodyType, Envelope, ForwardPath, ReversePath};
+
+/// The first byte of a stored record. A reader refuses what it does not know instead of guessing.
+pub const RECORD_FORMAT: u8 = 1;
+/// The epoch of a letter that has never changed hands; taking over from a lost node raises it.
+pub const FIRST_EPOCH: u64 = 1;
+/// How much of a reply a record keeps, in bytes: the longest reply line of RFC 5321 §4.5.3.1.5.
+pub const REPLY_BYTES_MAX: usize = 512;
+
+/// What a session knows about a letter when it is complete.
+#[derive(Clone, Debug)]
+pub struct NewMessage {
+    /// Who sent it and who should have it.
+    pub envelope: Envelope,
+    /// The `Message-ID`, with angle brackets.
+    pub message_id: String,
+    /// The device, not the front.
+    pub source_addr: IpAddr,
+    /// The front it came through.
+    pub front: Option<String>,
+    /// The receive connector that took it.
+    pub connector: String,
+    /// The session that brought it.
+    pub session_id: String,
+    /// What the device said in `EHLO`.
+    pub helo: String,
+    /// The credential it used.
+    pub user: Option<String>,
+    /// Protocol and cipher suite.
+    pub tls: Option<String>,
+    /// The `Subject`, as written.
+    pub subject: String,
+    /// Bytes of the letter as spooled.
+    pub size: u64,
+    /// When it was accepted, in unix milliseconds.
+    pub received_at_ms: i64,
+}
+
+/// A letter as the disk knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its name.
+    pub id: MessageId,
+    /// The node that delivers it. Room for copies on a second node.
+    pub owner: u64,
+    /// Raised each time another node takes it over.
+    pub epoch: u64,
+    /// The sender.
+    pub reverse_path: ReversePath,
+    /// Every recipient, in the order given, with what became of it.
+    pub recipients: Vec<Recipient>,
+    /// The declared body type.
+    pub body: BodyType,
+    /// The `Message-ID`.
+    pub message_id: String,
+    /// The device.
+    pub source_addr: IpAddr,
+    /// The front it came through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub front: Option<String>,
+    /// The receive connector; `dsn` for our own reports.
+    pub connector: String,
+    /// The session that brought it.
+    pub session_id: String,
+    /// The credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The `Subject`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub subject: String,
+    /// When it was accepted, in unix milliseconds.
+    pub received_at_ms: i64,
+    /// Bytes of the letter.
+    pub length: u64,
+    /// In how many pieces the bytes are stored.
+    pub chunks: u32,
+    /// SHA-256 over the bytes, in hexadecimal.
+    pub checksum: String,
+    /// How many trace events were written: they are bounded per letter.
+    #[serde(default)]
+    pub events: u16,
+}
+
+/// One recipient and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipient {
+    /// The recipient.
+    pub path: ForwardPath,
+    /// How far it came.
+    #[serde(default)]
+    pub state: RecipientState,
+    /// How often it was tried.
+    #[serde(default)]
+    pub attempts: u32,
+    /// When to try next, in unix milliseconds; zero: at once.
+    #[serde(default)]
+    pub next_attempt_ms: i64,
+    /// The last reply, on one line, at most [`REPLY_BYTES_MAX`] bytes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub last_reply: String,
+}
+
+/// How far a recipient came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecipientState {
+    /// Still to be delivered.
+    #[default]
+    Pending,
+    /// A next hop took it.
+    Delivered,
+    /// It never will be.
+    Failed,
+}
+
+/// Why a stored record was not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum RecordError {
+    /// Nothing there.
+    #[error("record is empty")]
+    Empty,
+    /// Written by a later version.
+    #[error("record format {0} is not known to this version")]
+    Format(u8),
+    /// Not what we write.
+    #[error("record cannot be decoded: {0}")]
+    Decode(String),
+}
+
+impl Record {
+    /// Makes the record of a letter whose bytes are known.
+    pub(super) fn new(id: MessageId, owner: u64, new: NewMessage, sum: Summed) -> Self {
+        let pending = |path| Recipient {
+            path,
+            state: RecipientState::Pending,
+            attempts: 0,
+            next_attempt_ms: 0,
+            last_reply: String::new(),
+        };
+        Self {
+            id,
+            owner,
+            epoch: FIRST_EPOCH,
+            reverse_path: new.envelope.reverse_path,
+            recipients: new.envelope.forward_paths.into_iter().map(pending).collect(),
+            body: new.envelope.body,
+            message_id: new.message_id,
+            source_addr: new.source_addr,
+            front: new.front,
+            connector: new.connector,
+            session_id: new.session_id,
+            user: new.user,
+            subject: new.subject,
+            received_at_ms: new.received_at_ms,
+            length: sum.length,
+            chunks: sum.chunks,
+            checksum: sum.checksum,
+            events: 0,
+        }
+    }
+
+    /// The recipients still to be delivered, with their places.
+    pub fn pending(&self) -> impl Iterator<Item = (usize, &Recipient)> {
+        self.recipients.iter().enumerate().filter(|(_, recipient)| recipient.state == RecipientState::Pending)
+    }
+
+    /// Whether somebody still waits for it.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.pending().next().is_none()
+    }
+
+    /// Writes the format byte and the record.
+    pub(super) fn encode(&self) -> Result<Vec<u8>, RecordError> {
+        let mut out = Vec::with_capacity(512);
+        out.push(RECORD_FORMAT);
+        serde_json::to_writer(&mut out, self).map_err(|error| RecordError::Decode(error.to_string()))?;
+        Ok(out)
+    }
+
+    /// Reads what [`Record::encode`] wrote.
+    ///
+    /// # Errors
+    /// When the bytes are of another format or damaged.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        match bytes.split_first() {
+            None => Err(RecordError::Empty),
+            Some((&RECORD_FORMAT, json)) => {
+                serde_json::from_slice(json).map_err(|error| RecordError::Decode(error.to_string()))
+            }
+            Some((other, _)) => Err(RecordError::Format(*other)),
+        }
+    }
+}
+
+/// Length, pieces and checksum of a letter's bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Summed {
+    pub(super) length: u64,
+    pub(super) chunks: u32,
+    pub(super) checksum: String,
+}
+
+/// Counts and sums a letter's bytes as they pass.
+pub(super) struct Summer {
+    context: aws_lc_rs::digest::Context,
+    length: u64,
+}
+
+impl Summer {
+    pub(super) fn new() -> Self {
+        Self { context: aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256), length: 0 }
+    }
+
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.context.update(bytes);
+        self.length = self.length.saturating_add(bytes.len() as u64);
+    }
+
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    pub(super) fn finish(self, chunks: u32) -> Summed {
+        Summed { length: self.length, chunks, checksum: hex(self.context.finish().as_ref()) }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Cuts `text` to at most `max` bytes at a character boundary.
+pub(crate) fn cut(text: &str, max: usize) -> &str {
+    if text.len() <= max {
+        return text;
+    }
+    let mut end = max;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_an_unknown_format_is_refused_and_not_guessed() {
+        assert_eq!(Record::decode(&[]), Err(RecordError::Empty));
+        assert_eq!(Record::decode(&[9, b'{', b'}']), Err(RecordError::Format(9)));
+        assert!(matches!(Record::decode(b"\x01{"), Err(RecordError::Decode(_))));
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        assert_eq!(cut("grüße", 3), "gr");
+        assert_eq!(cut("grüße", 4), "grü");
+        assert_eq!(cut("abc", 10), "abc");
+    }
+}

@@ -1,0 +1,383 @@
+//! Three nodes, a front and a sink, as processes of the binaries under test.
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::wait::until;
+
+/// How long a part may take to start on a busy machine.
+pub const START: Duration = Duration::from_secs(60);
+
+/// The directory of the checkout.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// A binary of this build: it lies beside the directory of the test's own executable.
+pub fn binary(name: &str) -> PathBuf {
+    let deps = std::env::current_exe().unwrap();
+    let path = deps.parent().unwrap().parent().unwrap().join(name);
+    assert!(path.exists(), "{} is missing: run `cargo build --workspace` first", path.display());
+    path
+}
+
+/// A port that nobody has. Given out from a range below the kernel's ephemeral ports, so that an outgoing connection
+/// does not take it before its process binds it.
+pub fn free_port() -> u16 {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let base = 20_000 + u16::try_from(std::process::id() % 1000).unwrap() * 10;
+    loop {
+        let port = base + NEXT.fetch_add(1, Ordering::Relaxed) % 2000;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A process that is killed when forgotten.
+pub struct Proc {
+    pub name: String,
+    pub child: Child,
+    pub log: PathBuf,
+}
+
+impl Proc {
+    pub fn start(name: &str, dir: &Path, program: &Path, args: &[String]) -> Self {
+        let log = dir.join(format!("{name}.log"));
+        let out = File::options().create(true).append(true).open(&log).unwrap();
+        let child = Command::new(program)
+            .args(args)
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out)
+            .spawn()
+            .unwrap();
+        Self { name: name.to_owned(), child, log }
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// SIGKILL, and wait until it is gone.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGTERM, and wait for its own end. Answers the exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        self.signal(Signal::TERM);
+        until(Duration::from_secs(60), "the process ends after SIGTERM", || self.child.try_wait().unwrap()).code()
+    }
+
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Proc {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let text = self.log_text();
+            let tail: Vec<&str> = text.lines().rev().take(25).collect();
+            eprintln!("---- the end of {}'s log", self.name);
+            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// posthousectl with a context.
+#[derive(Clone)]
+pub struct Ctl {
+    base: Vec<String>,
+}
+
+impl Ctl {
+    pub fn new(base: &[&str]) -> Self {
+        Self { base: base.iter().map(|&word| word.to_owned()).collect() }
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        Command::new(binary("posthousectl"))
+            .args(&self.base)
+            .args(args)
+            .env_remove("POSTHOUSECTL_CONFIG_DIR")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs and demands exit code 0; answers standard output.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "posthousectl {args:?}: {}\n{out}{err}", output.status);
+        out.into_owned()
+    }
+
+    /// Runs with `-o json` and reads the answer, whatever the exit code.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(&[args, &["-o", "json"]].concat());
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            panic!("posthousectl {args:?}: {error}\n{out}{err}")
+        })
+    }
+
+    /// Runs and answers the exit code and standard error.
+    pub fn fails(&self, args: &[&str]) -> (i32, String) {
+        let output = self.run(args);
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// One node's addresses.
+#[derive(Clone)]
+pub struct NodeAddresses {
+    pub name: String,
+    pub dir: PathBuf,
+    pub rpc: SocketAddr,
+    pub http: SocketAddr,
+    pub smtp: SocketAddr,
+    pub submission: SocketAddr,
+    pub submissions: SocketAddr,
+}
+
+/// Three nodes, a front and a sink.
+pub struct TestCluster {
+    pub dir: TempDir,
+    pub nodes: Vec<NodeAddresses>,
+    pub procs: Vec<Option<Proc>>,
+    pub front: Option<Proc>,
+    pub sink: Proc,
+    pub smtp: SocketAddr,
+    pub submission: SocketAddr,
+    pub submissions: SocketAddr,
+    pub front_http: SocketAddr,
+    pub sink_addr: SocketAddr,
+    pub ctl: Ctl,
+    pub user: String,
+    pub password: String,
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+impl TestCluster {
+    /// Starts and joins everything, and makes the objects that most tests need: accepted domain `corp.example`,
+    /// connector `printers` for 127.0.31.0/24, route `*` to the sink, credential `scanner@corp.example`.
+    pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same, with more lines in every node file.
+    pub fn start_with(extra: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("posthouse-test-").tempdir().unwrap();
+        let root = dir.path().to_owned();
+        let posthouse = binary("posthouse");
+        let sink_addr = local(free_port());
+        let maildir = root.join("maildir");
+        let sink_args = ["sink", "--listen", &sink_addr.to_string(), "--maildir", maildir.to_str().unwrap()];
+        let sink = Proc::start("sink", &root, &posthouse, &sink_args.map(str::to_owned));
+        let nodes: Vec<NodeAddresses> = ["n1", "n2", "n3"].map(|name| node_files(&root, name, extra)).into();
+        let procs = nodes.iter().map(|node| Some(start_node(&root, node))).collect();
+        let (smtp, submission, submissions) = (local(free_port()), local(free_port()), local(free_port()));
+        let front_http = local(free_port());
+        let front_dir = root.join("front");
+        std::fs::create_dir_all(&front_dir).unwrap();
+        std::fs::write(
+            front_dir.join("front.toml"),
+            format!(
+                "[front]\nname = \"front1\"\ndata_dir = \"{d}/data\"\nsocket = \"{d}/front.sock\"\n\
+                 dial_from = \"127.0.0.2\"\nhttp = \"{front_http}\"\n\
+                 [[listen]]\naddress = \"{smtp}\"\nservice_port = 25\n\
+                 [[listen]]\naddress = \"{submission}\"\nservice_port = 587\n\
+                 [[listen]]\naddress = \"{submissions}\"\nservice_port = 465\nimplicit_tls = true\n",
+                d = front_dir.display()
+            ),
+        )
+        .unwrap();
+        let ctl_dir = root.join("ctl");
+        let ctl = Ctl::new(&["--config-dir", ctl_dir.to_str().unwrap(), "--context", "test"]);
+        let mut cluster = Self {
+            dir,
+            nodes,
+            procs,
+            front: None,
+            sink,
+            smtp,
+            submission,
+            submissions,
+            front_http,
+            sink_addr,
+            ctl,
+            user: "scanner@corp.example".to_owned(),
+            password: String::new(),
+        };
+        cluster.start_front();
+        cluster.init();
+        cluster
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn start_front(&mut self) {
+        let config = self.path().join("front/front.toml");
+        let args = ["front".to_owned(), "--config".to_owned(), config.display().to_string()];
+        self.front = Some(Proc::start("front", self.path(), &binary("posthouse"), &args));
+    }
+
+    /// posthousectl on a local socket.
+    pub fn local_ctl(&self, socket: &str) -> Ctl {
+        let (config, socket) = (self.path().join("ctl"), self.path().join(socket));
+        Ctl::new(&["--config-dir", config.to_str().unwrap(), "--socket", socket.to_str().unwrap()])
+    }
+
+    fn init(&mut self) {
+        for socket in ["n1/node.sock", "n2/node.sock", "n3/node.sock", "front/front.sock"] {
+            let path = self.path().join(socket);
+            until(START, socket, || path.exists().then_some(()));
+        }
+        self.local_ctl("n1/node.sock").ok(&[
+            "cluster",
+            "init",
+            "--name",
+            "test",
+            "--context",
+            "test",
+            "--smtp-name",
+            "localhost",
+        ]);
+        for node in ["n2", "n3"] {
+            let token = self.token("voter");
+            self.local_ctl(&format!("{node}/node.sock")).ok(&["node", "add", "--token", &token]);
+        }
+        let token = self.token("front");
+        self.local_ctl("front/front.sock").ok(&["front", "add", "--token", &token]);
+        self.ctl.ok(&["domain", "add", "corp.example"]);
+        self.ctl.ok(&["connector", "create", "printers", "--template", "anonymous-relay", "--from", "127.0.31.0/24"]);
+        self.ctl.ok(&["route", "add", "*", "--to", &self.sink_addr.to_string()]);
+        let made = self.ctl.json(&["credential", "create", &self.user.clone(), "--own-domain", "--generate"]);
+        self.password = made["password"].as_str().expect("the generated password is shown once").to_owned();
+        self.wait_for_front();
+    }
+
+    pub fn token(&self, role: &str) -> String {
+        let made = self.ctl.json(&["cluster", "join-token", "create", "--role", role]);
+        made["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// Waits until the front answers with a banner.
+    pub fn wait_for_front(&self) {
+        until(START, "the front gives a banner", || {
+            use std::io::Read;
+            let mut stream = TcpStream::connect(self.smtp).ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+            let mut code = [0; 3];
+            stream.read_exact(&mut code).ok()?;
+            (&code == b"220").then_some(())
+        });
+    }
+
+    /// Waits until every member answers, votes and is ready.
+    pub fn wait_healthy(&self) -> Value {
+        until(START, "every member answers and a leader is known", || {
+            let status = self.ctl.json(&["cluster", "status"]);
+            let members = status["members"].as_array()?;
+            let well = status["leader"].is_string()
+                && members.len() == self.nodes.len()
+                && members.iter().all(|member| member["reachable"] == true && member["ready"] == true);
+            well.then_some(status)
+        })
+    }
+
+    /// The index of the node that leads.
+    pub fn leader(&self) -> usize {
+        until(START, "a leader", || {
+            let status = self.ctl.json(&["cluster", "status"]);
+            let leader = status["leader"].as_str()?;
+            self.nodes.iter().position(|node| node.name == leader)
+        })
+    }
+
+    pub fn kill_node(&mut self, index: usize) {
+        self.procs[index].as_mut().expect("it runs").kill();
+        self.procs[index] = None;
+    }
+
+    pub fn restart_node(&mut self, index: usize) {
+        assert!(self.procs[index].is_none());
+        self.procs[index] = Some(start_node(&self.dir.path().to_owned(), &self.nodes[index]));
+    }
+
+    /// The letters in the sink, whole.
+    pub fn letters(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.path().join("maildir/new")) else { return Vec::new() };
+        entries
+            .filter_map(|entry| std::fs::read(entry.ok()?.path()).ok())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .collect()
+    }
+
+    /// Waits for the letter that holds `needle`.
+    pub fn letter_with(&self, needle: &str) -> String {
+        until(START, &format!("the letter with {needle} arrives"), || {
+            self.letters().into_iter().find(|letter| letter.contains(needle))
+        })
+    }
+}
+
+fn node_files(root: &Path, name: &str, extra: &str) -> NodeAddresses {
+    let dir = root.join(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    let node = NodeAddresses {
+        name: name.to_owned(),
+        dir: dir.clone(),
+        rpc: local(free_port()),
+        http: local(free_port()),
+        smtp: local(free_port()),
+        submission: local(free_port()),
+        submissions: local(free_port()),
+    };
+    let text = format!(
+        "[node]\nname = \"{name}\"\ndata_dir = \"{d}/data\"\nfqdn = \"{name}.posthouse.example\"\n\
+         socket = \"{d}/node.sock\"\nhttp = \"{}\"\n[cluster]\nlisten = \"{}\"\n\
+         [[smtp]]\nlisten = \"{}\"\nservice_port = 25\n[[smtp]]\nlisten = \"{}\"\nservice_port = 587\n\
+         [[smtp]]\nlisten = \"{}\"\nservice_port = 465\n{extra}\n",
+        node.http,
+        node.rpc,
+        node.smtp,
+        node.submission,
+        node.submissions,
+        d = dir.display(),
+    );
+    std::fs::write(dir.join("node.toml"), text).unwrap();
+    node
+}
+
+fn start_node(root: &Path, node: &NodeAddresses) -> Proc {
+    let config = node.dir.join("node.toml");
+    let args = ["node".to_owned(), "--config".to_owned(), config.display().to_string()];
+    Proc::start(&node.name, root, &binary("posthouse"), &args)
+}

@@ -1,0 +1,18 @@
+//! The harness of the system tests: real processes on free loopback ports, devices with source addresses of their
+//! own, and a ledger that matches what was promised with what arrived. Nothing here knows the product's insides; it
+//! starts the binaries, speaks SMTP and reads JSON.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, missing_docs)]
+
+pub mod cluster;
+pub mod device;
+pub mod dialog;
+pub mod http;
+pub mod ledger;
+pub mod wait;
+
+pub use cluster::{Ctl, Proc, TestCluster, binary, repository};
+pub use device::{Device, Outcome};
+pub use http::http_get;
+pub use ledger::Ledger;
+pub use wait::until;
