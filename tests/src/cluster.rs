@@ -28,16 +28,37 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// A port that nobody has. Given out from a range below the kernel's ephemeral ports, so that an outgoing connection
-/// does not take it before its process binds it.
+/// Ports for one process: 100, held by a lock on a file for as long as the process lives.
+fn port_block() -> u16 {
+    use std::sync::OnceLock;
+    static BLOCK: OnceLock<(u16, File)> = OnceLock::new();
+    BLOCK
+        .get_or_init(|| {
+            let dir = std::env::temp_dir().join("posthouse-test-ports");
+            std::fs::create_dir_all(&dir).unwrap();
+            // Below the kernel's ephemeral ports, so that an outgoing connection does not take one of them.
+            for base in (15_000..32_000).step_by(100) {
+                let file = File::options().create(true).append(true).open(dir.join(base.to_string())).unwrap();
+                let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+                if rustix::fs::flock(&file, operation).is_ok() {
+                    return (base, file);
+                }
+            }
+            panic!("every block of test ports is taken")
+        })
+        .0
+}
+
+/// A port that nobody has.
 pub fn free_port() -> u16 {
     use std::sync::atomic::{AtomicU16, Ordering};
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    let base = 20_000 + u16::try_from(std::process::id() % 1000).unwrap() * 10;
+    let base = port_block();
     loop {
-        let port = base + NEXT.fetch_add(1, Ordering::Relaxed) % 2000;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(step < 100, "a test needs more than 100 ports");
+        if TcpListener::bind(("127.0.0.1", base + step)).is_ok() {
+            return base + step;
         }
     }
 }
@@ -81,7 +102,10 @@ impl Proc {
     /// SIGTERM, and wait for its own end. Answers the exit code.
     pub fn terminate(&mut self) -> Option<i32> {
         self.signal(Signal::TERM);
-        until(Duration::from_secs(60), "the process ends after SIGTERM", || self.child.try_wait().unwrap()).code()
+        let status =
+            until(Duration::from_secs(60), "the process ends after SIGTERM", || self.child.try_wait().unwrap());
+        println!("{} ended: {status}", self.name);
+        status.code()
     }
 
     pub fn log_text(&self) -> String {
@@ -142,6 +166,11 @@ impl Ctl {
         })
     }
 
+    /// Runs with `-o json` and reads the answer, if there is one: a cluster that starts does not answer yet.
+    pub fn try_json(&self, args: &[&str]) -> Option<Value> {
+        serde_json::from_slice(&self.run(&[args, &["-o", "json"]].concat()).stdout).ok()
+    }
+
     /// Runs and answers the exit code and standard error.
     pub fn fails(&self, args: &[&str]) -> (i32, String) {
         let output = self.run(args);
@@ -163,7 +192,6 @@ pub struct NodeAddresses {
 
 /// Three nodes, a front and a sink.
 pub struct TestCluster {
-    pub dir: TempDir,
     pub nodes: Vec<NodeAddresses>,
     pub procs: Vec<Option<Proc>>,
     pub front: Option<Proc>,
@@ -176,6 +204,8 @@ pub struct TestCluster {
     pub ctl: Ctl,
     pub user: String,
     pub password: String,
+    /// The last field: it is dropped last, and a process that ends in a failed test shows its log first.
+    pub dir: TempDir,
 }
 
 fn local(port: u16) -> SocketAddr {
@@ -303,7 +333,7 @@ impl TestCluster {
     /// Waits until every member answers, votes and is ready.
     pub fn wait_healthy(&self) -> Value {
         until(START, "every member answers and a leader is known", || {
-            let status = self.ctl.json(&["cluster", "status"]);
+            let status = self.ctl.try_json(&["cluster", "status"])?;
             let members = status["members"].as_array()?;
             let well = status["leader"].is_string()
                 && members.len() == self.nodes.len()
@@ -315,7 +345,7 @@ impl TestCluster {
     /// The index of the node that leads.
     pub fn leader(&self) -> usize {
         until(START, "a leader", || {
-            let status = self.ctl.json(&["cluster", "status"]);
+            let status = self.ctl.try_json(&["cluster", "status"])?;
             let leader = status["leader"].as_str()?;
             self.nodes.iter().position(|node| node.name == leader)
         })

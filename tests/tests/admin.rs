@@ -35,7 +35,7 @@ fn mistakes_are_refused_with_what_why_and_how_to_fix() {
     refused(&["allowlist", "add", "nobody", "127.0.31.3"], 3, &["nobody"]);
     refused(&["domain", "remove", "other.example", "--yes"], 3, &["PH-DOM-001", "other.example"]);
     refused(&["route", "add", "*", "--to", "127.0.0.1:2525", "--name", "default"], 6, &["PH-ROUTE-002"]);
-    refused(&["queue", "delete", "--yes"], 8, &["PH-QUEUE-001"]);
+    refused(&["queue", "delete", "--yes"], 2, &["which letters?", "--all"]);
     refused(&["node", "drain", "n9"], 3, &["PH-NODE-001", "n9"]);
     refused(&["connector", "delete", "printers"], 2, &["--yes"]);
 
@@ -73,8 +73,12 @@ fn mistakes_are_refused_with_what_why_and_how_to_fix() {
     assert!(ctl.ok(&["domain", "list"]).contains("late.example"), "the change is made all the same");
     // Without a majority nothing can be changed, and the exit code says so. Mail goes on.
     cluster.kill_node(1);
-    let (code, said) = ctl.fails(&["domain", "add", "never.example"]);
-    assert_eq!(code, 5, "{said}");
+    // (A leader that has just lost it may still take the change and never hear of it again: exit code 7.)
+    posthouse_tests::until(std::time::Duration::from_secs(40), "exit code 5: no leader", || {
+        let (code, said) = ctl.fails(&["domain", "add", "never.example"]);
+        assert!(code == 5 || code == 7, "{code}: {said}");
+        (code == 5).then_some(())
+    });
     let device = posthouse_tests::Device::new("127.0.31.7", cluster.smtp);
     posthouse_tests::until(std::time::Duration::from_secs(10), "mail goes on without a quorum", || {
         matches!(device.send("no-quorum", "x@partner.example"), posthouse_tests::Outcome::Promised(_)).then_some(())

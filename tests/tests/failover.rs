@@ -55,7 +55,7 @@ fn nothing_is_lost_while_the_leader_is_killed_and_another_node_drained() {
     // The bar is 500 ms in the cluster; asking through a command line on a busy machine adds its own time, so that
     // the node's own word is printed and only a lasting absence fails.
     let new_leader = until(Duration::from_secs(10), "another leader", || {
-        let status = cluster.ctl.json(&["cluster", "status"]);
+        let status = cluster.ctl.try_json(&["cluster", "status"])?;
         status["leader"].as_str().filter(|name| survivors.iter().any(|other| other == name)).map(str::to_owned)
     });
     println!("leader {} killed; {new_leader} leads, seen after {:?}", cluster.nodes[leader].name, killed_at.elapsed());

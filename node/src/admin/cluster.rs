@@ -62,8 +62,7 @@ async fn member_status(context: &Context, member: &Member) -> Option<v1::MemberS
 pub(super) async fn status(context: &Context) -> v1::ClusterStatusReply {
     let (view, raft) = (context.view(), context.raft.status());
     let members: Vec<Member> = view.state.members.values().map(|found| found.value.clone()).collect();
-    let answers =
-        futures_util::future::join_all(members.iter().map(|member| member_status(context, member))).await;
+    let answers = futures_util::future::join_all(members.iter().map(|member| member_status(context, member))).await;
     // The leader's own word about its log is the yardstick of lag.
     let leader_log = answers
         .iter()
@@ -102,9 +101,9 @@ pub(super) async fn status(context: &Context) -> v1::ClusterStatusReply {
             voter,
         });
     }
-    let digests_differ = out.iter().any(|a| {
-        out.iter().any(|b| a.reachable && b.reachable && a.applied == b.applied && a.digest != b.digest)
-    });
+    let digests_differ = out
+        .iter()
+        .any(|a| out.iter().any(|b| a.reachable && b.reachable && a.applied == b.applied && a.digest != b.digest));
     if digests_differ {
         warnings.push("members hold different states at the same index: this must never happen".to_owned());
     }

@@ -37,7 +37,10 @@ macro_rules! take {
 const CONNECTOR: &str = "PH-CONN-003";
 
 /// Changes `connector` as the request says, leaving the rest.
-pub(super) fn merge_connector(mut connector: ReceiveConnector, from: &v1::Connector) -> Result<ReceiveConnector, Status> {
+pub(super) fn merge_connector(
+    mut connector: ReceiveConnector,
+    from: &v1::Connector,
+) -> Result<ReceiveConnector, Status> {
     take!(from, connector: comment, enabled, require_tls, max_message_size, max_header_size,
         max_recipients_per_message, max_hop_count, max_protocol_errors, max_logon_failures, max_inbound_connection,
         max_inbound_connection_per_source, connection_timeout_secs, connection_inactivity_timeout_secs,
@@ -87,7 +90,12 @@ pub(super) fn ranges(texts: &[String]) -> Result<(Vec<RemoteIpRange>, Vec<String
     let mut warnings = Vec::new();
     for text in texts {
         let parsed = RemoteIpRange::parse(text.trim()).map_err(|error| {
-            invalid("PH-ALLOW-002", "a remote IP range is not valid", error, "write 10.1.2.3, 10.1.2.3-10.1.2.9 or 10.1.2.0/24")
+            invalid(
+                "PH-ALLOW-002",
+                "a remote IP range is not valid",
+                error,
+                "write 10.1.2.3, 10.1.2.3-10.1.2.9 or 10.1.2.0/24",
+            )
         })?;
         if parsed.host_bits_set {
             let size = parsed.range.size();
@@ -208,11 +216,7 @@ pub(super) fn domain_out(found: &Versioned<AcceptedDomain>) -> v1::Domain {
         DomainKind::InternalRelay => "internal_relay",
         DomainKind::ExternalRelay => "external_relay",
     };
-    v1::Domain {
-        name: format!("{prefix}{}", domain.name),
-        r#type: Some(kind.to_owned()),
-        revision: found.revision,
-    }
+    v1::Domain { name: format!("{prefix}{}", domain.name), r#type: Some(kind.to_owned()), revision: found.revision }
 }
 
 const ROUTE: &str = "PH-ROUTE-003";
@@ -268,8 +272,7 @@ const CREDENTIAL: &str = "PH-CRED-003";
 pub(super) fn merge_credential(mut credential: Credential, from: &v1::Credential) -> Result<Credential, Status> {
     take!(from, credential: enabled, note, owner);
     if let Some(list) = &from.senders {
-        credential.senders =
-            crate::connector::SenderRule(words(CREDENTIAL, "sender", list)?);
+        credential.senders = crate::connector::SenderRule(words(CREDENTIAL, "sender", list)?);
     }
     if let Some(list) = &from.source_ranges {
         credential.source_ranges = ranges(&list.values)?.0;

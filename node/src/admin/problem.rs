@@ -84,13 +84,7 @@ pub(super) fn not_committed(error: &ProposeError) -> Status {
             "the leader did not confirm the change before the deadline",
             "look before repeating it: posthousectl history list",
         ),
-        other => problem(
-            exit::OTHER,
-            "PH-RAFT-003",
-            "the change was not made",
-            other,
-            "see the node's log",
-        ),
+        other => problem(exit::OTHER, "PH-RAFT-003", "the change was not made", other, "see the node's log"),
     })
 }
 

@@ -32,16 +32,11 @@ pub(super) enum Verb {
 }
 
 /// Asks every other node (or the one that is named), all at once. Answers what came, and who did not answer.
-async fn ask<T, F>(
-    context: &Context,
-    node: &str,
-    call: impl Fn(AdminClient<Channel>) -> F,
-) -> (Vec<T>, Vec<String>)
+async fn ask<T, F>(context: &Context, node: &str, call: impl Fn(AdminClient<Channel>) -> F) -> (Vec<T>, Vec<String>)
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
-    let members: Vec<_> =
-        others(context).into_iter().filter(|member| node.is_empty() || member.name == node).collect();
+    let members: Vec<_> = others(context).into_iter().filter(|member| node.is_empty() || member.name == node).collect();
     let calls = members.iter().map(|member| {
         let client = AdminClient::new(context.dialer.channel(&member.rpc_address, &member.name));
         tokio::time::timeout(NODE_TIMEOUT, call(client.max_decoding_message_size(64 << 20)))
@@ -145,10 +140,7 @@ pub(super) async fn summary(
     Ok(reply)
 }
 
-fn add(
-    sums: &mut std::collections::HashMap<String, u64>,
-    more: std::collections::HashMap<String, u64>,
-) {
+fn add(sums: &mut std::collections::HashMap<String, u64>, more: std::collections::HashMap<String, u64>) {
     for (key, count) in more {
         *sums.entry(key).or_default() += count;
     }

@@ -98,8 +98,8 @@ pub fn serve_tls(listener: TcpListener, tls: Arc<ServerConfig>, cluster_id: Stri
                 match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await {
                     Ok(Ok(stream)) => {
                         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-                        let identity = certificate
-                            .map_or(PeerIdentity::Anonymous, |der| certificate_identity(der, &cluster_id));
+                        let identity =
+                            certificate.map_or(PeerIdentity::Anonymous, |der| certificate_identity(der, &cluster_id));
                         let info = PeerInfo { identity, from: from.to_string() };
                         let _ = sender.send(Ok(Conn { stream, info })).await;
                     }

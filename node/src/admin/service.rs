@@ -280,9 +280,9 @@ impl Admin for AdminService {
             return Err(invalid("PH-ALLOW-003", "no range was named", "there is nothing to add", "name at least one"));
         }
         let now_ms = now_ms();
-        let expires_at_ms = request.expires_in_secs.map(|secs| {
-            now_ms.saturating_add(i64::try_from(secs).unwrap_or(i64::MAX).saturating_mul(1000))
-        });
+        let expires_at_ms = request
+            .expires_in_secs
+            .map(|secs| now_ms.saturating_add(i64::try_from(secs).unwrap_or(i64::MAX).saturating_mul(1000)));
         let entries = ranges
             .into_iter()
             .map(|range| AllowlistEntry {
@@ -469,8 +469,7 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::ListCredentialsReply>, Status> {
         let (context, _) = self.open(&request)?;
         let (view, now_ms) = (context.view(), now_ms());
-        let credentials =
-            view.state.credentials.values().map(|found| convert::credential_out(found, now_ms)).collect();
+        let credentials = view.state.credentials.values().map(|found| convert::credential_out(found, now_ms)).collect();
         Ok(Response::new(v1::ListCredentialsReply { credentials, revision: view.revision }))
     }
 
@@ -517,10 +516,7 @@ impl Admin for AdminService {
         Ok(Response::new(super::cluster::await_revision(&context, request.get_ref()).await))
     }
 
-    async fn explain_ip(
-        &self,
-        request: Request<v1::ExplainIpRequest>,
-    ) -> Result<Response<v1::ExplainIpReply>, Status> {
+    async fn explain_ip(&self, request: Request<v1::ExplainIpRequest>) -> Result<Response<v1::ExplainIpReply>, Status> {
         let (context, _) = self.open(&request)?;
         super::explain::explain_ip(&context.view(), request.get_ref()).map(Response::new)
     }
@@ -543,12 +539,11 @@ impl Admin for AdminService {
         super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Retry).await.map(Response::new)
     }
 
-    async fn queue_delete(
-        &self,
-        request: Request<v1::QueueRequest>,
-    ) -> Result<Response<v1::QueueChangeReply>, Status> {
+    async fn queue_delete(&self, request: Request<v1::QueueRequest>) -> Result<Response<v1::QueueChangeReply>, Status> {
         let (context, actor) = self.open(&request)?;
-        super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Delete).await.map(Response::new)
+        super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Delete)
+            .await
+            .map(Response::new)
     }
 
     async fn message_trace(

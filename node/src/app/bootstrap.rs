@@ -19,9 +19,7 @@ use crate::pki::{
 };
 use crate::raft::{ProposeError, RaftHandle};
 use crate::shutdown::run_blocking;
-use crate::state::{
-    Certificate, Change, ClusterFacts, Command, Member, MemberRole, MemberState, NewCluster, Outcome,
-};
+use crate::state::{Certificate, Change, ClusterFacts, Command, Member, MemberRole, MemberState, NewCluster, Outcome};
 use crate::tls::{self, Dialer, certificate_context};
 
 /// The first node's id.
@@ -55,7 +53,13 @@ pub(super) async fn init(node: &Node, request: v1::InitClusterRequest) -> Result
     let config = &node.config;
     let name = if request.cluster.is_empty() { "posthouse".to_owned() } else { request.cluster };
     crate::config::is_name(&name).then_some(()).ok_or_else(|| {
-        failure(8, "PH-RAFT-006", "the cluster's name is not valid", "letters, digits and hyphens", "choose another --name")
+        failure(
+            8,
+            "PH-RAFT-006",
+            "the cluster's name is not valid",
+            "letters, digits and hyphens",
+            "choose another --name",
+        )
     })?;
     let cluster_id = uuid::Uuid::now_v7().to_string();
     let (now, at_ms) = (OffsetDateTime::now_utc(), now_ms());
@@ -203,11 +207,7 @@ pub(super) struct Joined {
 }
 
 /// Reads a token and asks the members that it names, in turn.
-pub(super) async fn ask_to_join(
-    token: &str,
-    expected: &[&str],
-    request: v1::JoinRequest,
-) -> Result<Joined, Status> {
+pub(super) async fn ask_to_join(token: &str, expected: &[&str], request: v1::JoinRequest) -> Result<Joined, Status> {
     let token = JoinTokenText::decode(token)
         .map_err(|error| failure(8, "PH-JOIN-005", "the join token cannot be read", error, "copy the whole word"))?;
     if !expected.contains(&token.role.as_str()) {
@@ -224,8 +224,8 @@ pub(super) async fn ask_to_join(
             csr_pem: csr_pem.clone(),
             ..request.clone()
         };
-        let channel = tls::join_channel(endpoint, &token.ca_sha256)
-            .map_err(|error| broken("TLS cannot be configured", error))?;
+        let channel =
+            tls::join_channel(endpoint, &token.ca_sha256).map_err(|error| broken("TLS cannot be configured", error))?;
         let call = async { JoinClient::new(channel).join(Request::new(request)).await };
         match tokio::time::timeout(CALL_TIMEOUT, call).await {
             Ok(Ok(reply)) => return Ok(Joined { reply: reply.into_inner(), key_pem }),

@@ -37,9 +37,11 @@ struct Front {
 pub async fn run_front(config: FrontConfig, metrics: PrometheusHandle, scope: Scope) -> Result<(), AppError> {
     make_data_dir(&config.front.data_dir)?;
     let http_address = config.front.http.to_string();
-    let http = TcpListener::bind(config.front.http)
-        .await
-        .map_err(|source| AppError::Bind { what: "http", address: http_address, source })?;
+    let http = TcpListener::bind(config.front.http).await.map_err(|source| AppError::Bind {
+        what: "http",
+        address: http_address,
+        source,
+    })?;
     let socket = config.front.socket();
     let local = bind_local(&socket).map_err(|source| AppError::Bind {
         what: "local socket",
@@ -170,8 +172,7 @@ impl Lifecycle for Front {
             http_address: self.config.front.http.to_string(),
             ..Default::default()
         };
-        let bootstrap::Joined { reply, key_pem } =
-            bootstrap::ask_to_join(&request.token, &["front"], asked).await?;
+        let bootstrap::Joined { reply, key_pem } = bootstrap::ask_to_join(&request.token, &["front"], asked).await?;
         let identity = Identity {
             cluster: reply.cluster.clone(),
             cluster_id: reply.cluster_id,

@@ -23,9 +23,9 @@ use crate::clock::now_ms;
 use crate::config::NodeConfig;
 use crate::health::{Facts, Readiness, assess};
 use crate::inbound::{Inbound, InboundOptions};
-use crate::pki::{Identity, IdentityRole};
 use crate::mail::Domain;
 use crate::outbound::{Deadlines, Outbound};
+use crate::pki::{Identity, IdentityRole};
 use crate::queue::{NodeFacts, QueueDeps, QueueManager, QueueSettings};
 use crate::raft::{LocalFacts, RaftHandle, RaftOptions};
 use crate::shutdown::{Scope, run_blocking};
@@ -182,9 +182,13 @@ impl Node {
 
         let (spool_dir, node_id, name, spool_scope) =
             (dir.join("spool"), identity.node_id, identity.name.clone(), member_scope.clone());
-        let (spool, report) =
-            run_blocking(move || Spool::open(&spool_dir, node_id, &name, &spool_scope)).await?;
-        tracing::info!(kept = report.kept, forgotten = report.forgotten, quarantined = report.quarantined.len(), "spool opened");
+        let (spool, report) = run_blocking(move || Spool::open(&spool_dir, node_id, &name, &spool_scope)).await?;
+        tracing::info!(
+            kept = report.kept,
+            forgotten = report.forgotten,
+            quarantined = report.quarantined.len(),
+            "spool opened"
+        );
         let fqdn = self.config.fqdn();
         let facts = Arc::new(NodeFacts {
             node_id: identity.node_id,
@@ -294,8 +298,7 @@ impl Node {
             let mut views = context.raft.view();
             loop {
                 let differs = views.borrow_and_update().state.members.get(&id).is_some_and(|found| {
-                    let Member { rpc_address: rpc, services: known, version: v, http_address: http, .. } =
-                        &found.value;
+                    let Member { rpc_address: rpc, services: known, version: v, http_address: http, .. } = &found.value;
                     *rpc != rpc_address || *known != services || *v != version || *http != http_address
                 });
                 if !differs {

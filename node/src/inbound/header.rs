@@ -15,7 +15,7 @@ use super::Shared;
 use super::front_keys::is_front_address;
 use super::metrics_names::PROXY_HEADERS;
 use crate::clock::now_ms;
-use crate::proxy_protocol::{Command, Header, HEADER_BYTES_MAX, Parsed, Replay, Version, parse, verify};
+use crate::proxy_protocol::{Command, HEADER_BYTES_MAX, Header, Parsed, Replay, Version, parse, verify};
 use crate::state::StateView;
 
 /// What the first bytes of a version 1 and of a version 2 header look like.
@@ -95,7 +95,13 @@ pub(super) async fn introduce(
             return None;
         }
         Err(_) => {
-            refuse(shared, peer, "missing", "no PROXY header in time", "raise proxy_protocol.header_timeout if it is slow");
+            refuse(
+                shared,
+                peer,
+                "missing",
+                "no PROXY header in time",
+                "raise proxy_protocol.header_timeout if it is slow",
+            );
             return None;
         }
     };
@@ -124,14 +130,7 @@ pub(super) async fn introduce(
         (Some(source), Some(destination)) => (false, source, destination.ip()),
         _ => (true, peer, tcp.local_addr().map_or(peer.ip(), |local| local.ip())),
     };
-    Some(Introduced {
-        source,
-        dialled: dialled.to_canonical(),
-        front: Some(front),
-        probe,
-        session_id,
-        rest,
-    })
+    Some(Introduced { source, dialled: dialled.to_canonical(), front: Some(front), probe, session_id, rest })
 }
 
 /// Checks a front's signature, its freshness and the service it names.

@@ -118,12 +118,7 @@ impl Inbound {
         let bound = sections.iter().map(|section| {
             let listener = bind(section.listen).map_err(|error| (section.listen, error))?;
             let address = listener.local_addr().unwrap_or(section.listen);
-            Ok(Bound {
-                listener,
-                address,
-                service_port: section.service(),
-                implicit_tls: section.is_implicit_tls(),
-            })
+            Ok(Bound { listener, address, service_port: section.service(), implicit_tls: section.is_implicit_tls() })
         });
         bound.collect::<Result<_, _>>().map(Sockets)
     }

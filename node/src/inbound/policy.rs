@@ -94,9 +94,8 @@ fn with_client<T>(
     range_expired: bool,
     decide: impl FnOnce(&Client<'_>) -> T,
 ) -> T {
-    let credential: Option<(&str, Option<Arc<Credential>>)> = standing
-        .user
-        .map(|user| (user, view.state.credentials.get(user).map(|found| Arc::clone(&found.value))));
+    let credential: Option<(&str, Option<Arc<Credential>>)> =
+        standing.user.map(|user| (user, view.state.credentials.get(user).map(|found| Arc::clone(&found.value))));
     let facts = credential.as_ref().map(|(user, found)| match found {
         Some(credential) => credential.facts(standing.source, &connector.name, now_ms()),
         // Deleted since it logged in.

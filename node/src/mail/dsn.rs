@@ -232,12 +232,15 @@ mod tests {
         assert!(header.contains(kind), "{header}");
         let parts: Vec<_> = body.split("\r\n--report-0ABC").skip(1).collect();
         let kinds: Vec<_> = parts.iter().filter_map(|part| part.trim_start().split(['\r', ';']).next()).collect();
-        assert_eq!(kinds, [
-            "Content-Type: text/plain",
-            "Content-Type: message/delivery-status",
-            "Content-Type: text/rfc822-headers",
-            "--"
-        ]);
+        assert_eq!(
+            kinds,
+            [
+                "Content-Type: text/plain",
+                "Content-Type: message/delivery-status",
+                "Content-Type: text/rfc822-headers",
+                "--"
+            ]
+        );
         let text = String::from_utf8(bytes).unwrap();
         for expected in [
             "Next hop: mx.example:25 [192.0.2.1]",

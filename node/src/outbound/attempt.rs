@@ -148,9 +148,8 @@ impl Connection {
         parts: TlsParts,
         deadlines: Deadlines,
     ) -> Result<Self, OpenError> {
-        let other = |detail, text: String| {
-            OpenError::Other(Reply::new(451, Some(EnhancedCode::new(4, 4, detail)), text))
-        };
+        let other =
+            |detail, text: String| OpenError::Other(Reply::new(451, Some(EnhancedCode::new(4, 4, detail)), text));
         let stream = match timeout(deadlines.connect, TcpStream::connect(hop.addr)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(other(1, format!("connection failed: {error}"))),

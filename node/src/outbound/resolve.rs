@@ -96,7 +96,11 @@ pub(super) fn none_usable(route: &SendConnector, tried: &[Unreachable]) -> Reply
     let enhanced = first.reply.enhanced.filter(|code| code.class == 4).unwrap_or(EnhancedCode::new(4, 4, 1));
     let words: Vec<String> =
         tried.iter().map(|one| format!("{} said {}", one.label, one.reply)).map(|text| shorten(&text)).collect();
-    Reply::new(451, Some(enhanced), format!("no next hop of route {} took the letter: {}", route.name, words.join("; ")))
+    Reply::new(
+        451,
+        Some(enhanced),
+        format!("no next hop of route {} took the letter: {}", route.name, words.join("; ")),
+    )
 }
 
 fn shorten(text: &str) -> String {

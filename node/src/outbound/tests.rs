@@ -308,11 +308,10 @@ async fn a_letter_arrives_as_it_was_and_each_recipient_has_its_own_outcome() {
     let hop = FakeHop::start(&scope, Manner::default()).await;
     let route = route(&[hop.addr], SendTls::Off);
     let outcomes = send_one(&outbound(None), &route, &["a", "refuse", "defer"], letter()).await;
-    assert_eq!(outcomes, [
-        "delivered: 250 2.0.0 taken",
-        "failed: 550 5.1.1 no such user",
-        "deferred: 450 4.2.0 mailbox busy"
-    ]);
+    assert_eq!(
+        outcomes,
+        ["delivered: 250 2.0.0 taken", "failed: 550 5.1.1 no such user", "deferred: 450 4.2.0 mailbox busy"]
+    );
     let expected =
         Taken { from: String::new(), to: vec!["a@x.example".to_owned()], data: LETTER.to_vec(), secure: false };
     assert_eq!(hop.taken(), [expected]);

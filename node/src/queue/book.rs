@@ -465,7 +465,10 @@ mod tests {
         assert_eq!(jobs(&mut book), [(1, vec!["b.example".to_owned()])]);
         book.settle(MessageId(1), [(domain("b.example"), None)]);
         assert_eq!((book.len(), book.bytes(), book.domain_index.len()), (0, 0, 0));
-        assert_eq!([LetterState::Active, LetterState::Ready, LetterState::Retry].map(|state| book.count(state)), [0; 3]);
+        assert_eq!(
+            [LetterState::Active, LetterState::Ready, LetterState::Retry].map(|state| book.count(state)),
+            [0; 3]
+        );
     }
 
     #[test]

@@ -268,9 +268,11 @@ impl QueueHandle {
         while rest.peek().is_some() {
             let batch: Vec<Found> = rest.by_ref().take(RECORDS_AT_ONCE).collect();
             let records = self.shared.spool.records(batch.iter().map(|found| found.id).collect()).await?;
-            kept.extend(batch.into_iter().filter(|found| {
-                records.iter().any(|record| record.id == found.id && is_meant(filter, record))
-            }));
+            kept.extend(
+                batch
+                    .into_iter()
+                    .filter(|found| records.iter().any(|record| record.id == found.id && is_meant(filter, record))),
+            );
         }
         Ok(kept)
     }
@@ -278,9 +280,8 @@ impl QueueHandle {
 
 /// Whether a record fits what only records know.
 fn is_meant(filter: &QueueFilter, record: &Record) -> bool {
-    let same = |wanted: &Option<String>, found: &str| {
-        wanted.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(found))
-    };
+    let same =
+        |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(found));
     same(&filter.sender, &record.reverse_path.to_string())
         && same(&filter.connector, &record.connector)
         && filter.recipient.as_ref().is_none_or(|wanted| {

@@ -6,7 +6,6 @@ mod manager;
 mod report;
 mod schedule;
 
-
 mod worker;
 
 use std::collections::BTreeMap;

@@ -93,7 +93,8 @@ mod tests {
 
     #[test]
     fn the_default_is_exchanges_schedule() {
-        let expected: Vec<i64> = [1, 1, 1, 1, 5, 5, 5, 5, 5, 5, 15, 15].iter().map(|minutes| minutes * MINUTE).collect();
+        let expected: Vec<i64> =
+            [1, 1, 1, 1, 5, 5, 5, 5, 5, 5, 15, 15].iter().map(|minutes| minutes * MINUTE).collect();
         assert_eq!(waits(0.5), expected);
     }
 

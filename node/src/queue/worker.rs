@@ -16,8 +16,8 @@ use crate::clock::now_ms;
 use crate::mail::{BodyType, Domain, Reply};
 use crate::outbound::{ATTEMPTS_TOTAL, BodySource, Connection, Outcome, Sent, Transaction, no_route};
 use crate::spool::{
-    BodyReader, Letter, Record, RecipientOutcome, RecipientState, SpoolError, TraceEvent, TraceKind,
-    TraceStatus, Update,
+    BodyReader, Letter, RecipientOutcome, RecipientState, Record, SpoolError, TraceEvent, TraceKind, TraceStatus,
+    Update,
 };
 
 /// Exchange's `SmtpMaxMessagesPerConnection`.
@@ -143,14 +143,7 @@ async fn deliver(
 }
 
 /// Makes the outcomes durable, with their trace and the report to the sender, and says when to try again.
-async fn settle(
-    shared: &Shared,
-    job: &Job,
-    record: &Record,
-    places: &Places,
-    next_hop: &str,
-    outcomes: Vec<Outcome>,
-) {
+async fn settle(shared: &Shared, job: &Job, record: &Record, places: &Places, next_hop: &str, outcomes: Vec<Outcome>) {
     let now = now_ms();
     let node = &shared.deps.node;
     let (mut decided, mut events, mut failures) = (Vec::new(), Vec::new(), Vec::new());

@@ -73,8 +73,7 @@ pub async fn run(config: SinkConfig, scope: &Scope) -> Result<(), SinkError> {
         .map_err(|source| SinkError::Maildir { path: config.maildir.clone(), source })?;
     let mut listeners = Vec::new();
     for &address in &config.listen {
-        let listener =
-            TcpListener::bind(address).await.map_err(|source| SinkError::Listen { address, source })?;
+        let listener = TcpListener::bind(address).await.map_err(|source| SinkError::Listen { address, source })?;
         tracing::info!(%address, maildir = %config.maildir.display(), "sink is listening");
         listeners.push(listener);
     }
@@ -260,7 +259,10 @@ mod tests {
         let letters: Vec<_> = std::fs::read_dir(new).unwrap().collect();
         assert_eq!(letters.len(), 1);
         let text = std::fs::read_to_string(letters[0].as_ref().unwrap().path()).unwrap();
-        assert_eq!(text, "X-Envelope-From: <a@b.example>\r\nX-Envelope-To: <ok@c.example>\r\nSubject: s\r\n\r\n.dot\r\n");
+        assert_eq!(
+            text,
+            "X-Envelope-From: <a@b.example>\r\nX-Envelope-To: <ok@c.example>\r\nSubject: s\r\n\r\n.dot\r\n"
+        );
         scope.end();
         assert!(scope.join(Duration::from_secs(5)).await);
     }

@@ -13,7 +13,7 @@ use super::record::cut;
 use super::round::Round;
 use super::store::Store;
 use super::trace::TraceEvent;
-use super::{MessageId, REPLY_BYTES_MAX, Record, RecipientState, SpoolError, TraceStatus};
+use super::{MessageId, REPLY_BYTES_MAX, RecipientState, Record, SpoolError, TraceStatus};
 
 /// How many changes wait at most; a session beyond that waits to hand its own over.
 pub(super) const WAITING_MAX: usize = 256;
@@ -123,9 +123,7 @@ pub(super) fn run(store: &Arc<Store>, ids: &super::id::IdSource, mut changes: mp
                 other => round.add(other),
             }
         }
-        round.add_forgotten(std::mem::take(
-            &mut *store.forgotten.lock().unwrap_or_else(PoisonError::into_inner),
-        ));
+        round.add_forgotten(std::mem::take(&mut *store.forgotten.lock().unwrap_or_else(PoisonError::into_inner)));
         write_round(store, round);
         if !closing.is_empty() {
             // Later changes find the channel closed; those already in it are answered by being dropped.

@@ -8,9 +8,9 @@
 mod append;
 mod committer;
 mod id;
+mod reader;
 mod record;
 mod recover;
-mod reader;
 mod round;
 mod store;
 #[cfg(test)]
@@ -19,7 +19,8 @@ mod trace;
 mod upkeep;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -160,6 +161,7 @@ pub struct Spool {
     store: Arc<Store>,
     ids: Arc<id::IdSource>,
     changes: mpsc::Sender<Change>,
+    committer: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 impl Spool {
@@ -169,19 +171,25 @@ impl Spool {
     ///
     /// # Errors
     /// When another process has it open, or the disk refuses.
-    pub fn open(dir: &Path, node_id: u64, node_name: &str, scope: &Scope) -> Result<(Self, RecoveryReport), SpoolError> {
+    pub fn open(
+        dir: &Path,
+        node_id: u64,
+        node_name: &str,
+        scope: &Scope,
+    ) -> Result<(Self, RecoveryReport), SpoolError> {
         let store = Arc::new(Store::open(dir, node_id, node_name)?);
         let recovered = recover::recover(&store)?;
         let ids = Arc::new(id::IdSource::new(node_id, recovered.newest));
         store.arrive(recovered.arrivals);
         let (changes, waiting) = mpsc::channel(committer::WAITING_MAX);
         let (held, numbers) = (Arc::clone(&store), Arc::clone(&ids));
-        std::thread::Builder::new()
+        let committer = std::thread::Builder::new()
             .name("spool-commit".to_owned())
             .spawn(move || committer::run(&held, &numbers, waiting))
             .map_err(|error| SpoolError::Open { dir: dir.to_owned(), reason: error.to_string() })?;
         scope.spawn_until_ended(upkeep::run(Arc::downgrade(&store)));
-        Ok((Self { store, ids, changes }, recovered.report))
+        let committer = Arc::new(Mutex::new(Some(committer)));
+        Ok((Self { store, ids, changes, committer }, recovered.report))
     }
 
     /// Begins a letter.
@@ -300,6 +308,13 @@ impl Spool {
     pub async fn close(&self) {
         // A committer that is gone already has nothing left to write.
         let _ = self.change(|done| Change::Close { done }).await;
+        // Its thread holds the database. A process that ends while a thread still closes one is aborted by RocksDB's
+        // own clean-up.
+        let committer = self.committer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(committer) = committer {
+            // A thread that panicked has said so already.
+            let _ = run_blocking(move || committer.join()).await;
+        }
     }
 
     async fn change<T>(&self, make: impl FnOnce(committer::Answer<T>) -> Change) -> Result<T, SpoolError> {

@@ -6,9 +6,7 @@ use rocksdb::WriteBatch;
 use super::committer::{Change, Overlay, Pending, Tally, Update, Updated, apply, new_batch};
 use super::id::IdSource;
 use super::record::Summer;
-use super::store::{
-    BODY, META, QUARANTINE, Store, TAG_BODY, TAG_META, TAG_REASON, TRACE, chunk_key, key, step_key,
-};
+use super::store::{BODY, META, QUARANTINE, Store, TAG_BODY, TAG_META, TAG_REASON, TRACE, chunk_key, key, step_key};
 use super::trace::{EVENTS_PER_LETTER_MAX, TraceEvent, TraceHead, TraceKind, TraceStatus, TraceStep};
 use super::{Arrival, MessageId, Record, SpoolError};
 

@@ -388,7 +388,10 @@ async fn space_of_delivered_letters_comes_back() {
     let used = || {
         let files = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap());
         let stored = |name: &str| name.ends_with(".sst") || name.ends_with(".blob");
-        files.filter(|file| stored(&file.file_name().to_string_lossy())).map(|file| file.metadata().unwrap().len()).sum::<u64>()
+        files
+            .filter(|file| stored(&file.file_name().to_string_lossy()))
+            .map(|file| file.metadata().unwrap().len())
+            .sum::<u64>()
     };
     assert!(used() > 20 * CHUNK_BYTES as u64);
     for id in ids {

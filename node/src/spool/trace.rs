@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MessageId, Record, RecipientState};
+use super::{MessageId, RecipientState, Record};
 
 /// How many events one letter may have; further ones are dropped, except the last word on it.
 pub const EVENTS_PER_LETTER_MAX: u16 = 200;
@@ -201,9 +201,10 @@ impl TraceFilter {
         self.id.is_none_or(|wanted| wanted == id)
             && self.message_id.as_ref().is_none_or(|wanted| bare(wanted) == bare(&head.message_id))
             && same(&self.sender, &head.sender)
-            && self.recipient.as_ref().is_none_or(|wanted| {
-                head.recipients.iter().any(|recipient| recipient.eq_ignore_ascii_case(wanted))
-            })
+            && self
+                .recipient
+                .as_ref()
+                .is_none_or(|wanted| head.recipients.iter().any(|recipient| recipient.eq_ignore_ascii_case(wanted)))
             && self.client_ip.is_none_or(|wanted| wanted.to_canonical() == head.client_ip.to_canonical())
             && same(&self.connector, &head.connector)
             && same(&self.session_id, &head.session_id)

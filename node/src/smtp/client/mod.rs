@@ -292,7 +292,8 @@ impl Client {
             && transaction.size > limit
         {
             // RFC 1870 §5: known before anything is sent.
-            let text = format!("message of {} bytes exceeds the {limit} bytes that the next hop takes", transaction.size);
+            let text =
+                format!("message of {} bytes exceeds the {limit} bytes that the next hop takes", transaction.size);
             let reply = Reply::new(552, Some(EnhancedCode::new(5, 3, 4)), text);
             let outcomes = vec![Outcome::Failed { reply }; transaction.recipients.len()];
             self.actions.push_back(Action::Finished { outcomes, unanswered: false });
@@ -437,7 +438,12 @@ impl Client {
                 self.state = State::StartTls;
             }
             TlsUse::Required if !self.secure => {
-                self.refuse(&ours(4, 7, 4, "TLS is required for this route and the next hop does not offer it".to_owned()));
+                self.refuse(&ours(
+                    4,
+                    7,
+                    4,
+                    "TLS is required for this route and the next hop does not offer it".to_owned(),
+                ));
             }
             _ => self.be_ready(),
         }
@@ -450,7 +456,8 @@ impl Client {
                 self.state = State::Handshake;
                 self.actions.push_back(Action::StartTls);
             } else {
-                let text = "next hop spoke in clear text after it agreed to TLS: somebody in between may have".to_owned();
+                let text =
+                    "next hop spoke in clear text after it agreed to TLS: somebody in between may have".to_owned();
                 self.actions.push_back(Action::Close(Some(ours(4, 7, 5, text))));
             }
         } else if self.config.tls == TlsUse::Required {

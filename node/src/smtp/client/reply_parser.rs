@@ -54,7 +54,11 @@ impl ReplyParser {
         loop {
             // A bare LF ends a line here: what a next hop says becomes text, never mail data.
             let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') else {
-                return if self.bytes + self.buffer.len() > REPLY_BYTES_MAX { Err(ReplyError::Bytes) } else { Ok(None) };
+                return if self.bytes + self.buffer.len() > REPLY_BYTES_MAX {
+                    Err(ReplyError::Bytes)
+                } else {
+                    Ok(None)
+                };
             };
             let line: Vec<u8> = self.buffer.drain(..=end).collect();
             self.bytes += line.len();

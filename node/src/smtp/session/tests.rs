@@ -95,8 +95,7 @@ impl Driven {
             }
             Action::CheckMail { reverse_path, .. } => {
                 let close = reverse_path.to_string().starts_with("close");
-                let verdict =
-                    if close { Verdict::Close(reply::service_not_available()) } else { Verdict::Permit };
+                let verdict = if close { Verdict::Close(reply::service_not_available()) } else { Verdict::Permit };
                 self.session.handle_mail(now, verdict);
             }
             Action::CheckRcpt { forward_path } => {
@@ -476,11 +475,7 @@ fn credentials_are_not_read_where_they_are_not_offered() {
         assert_eq!(driven.say(line), "504 5.7.4 Unrecognized authentication type [0A1B]\r\n", "{line}");
     }
     assert_eq!(driven.session.user(), None);
-    let required = SessionConfig {
-        tls: TlsMode::Required,
-        auth_plaintext: vec![Mechanism::Plain],
-        ..config()
-    };
+    let required = SessionConfig { tls: TlsMode::Required, auth_plaintext: vec![Mechanism::Plain], ..config() };
     let mut driven = Driven::new(required);
     assert!(!driven.say("EHLO x.test\r\n").contains("AUTH"));
     assert!(driven.say("AUTH PLAIN AHVzZXIAcGFzcw==\r\n").starts_with("504 5.7.4"));
