@@ -19,6 +19,9 @@ fn docs_and_metrics_agree_and_livez_and_readyz_answer() {
     let outcome = Device::new("127.0.31.7", cluster.smtp).send("metrics", "x@partner.example");
     assert!(matches!(outcome, Outcome::Promised(_)), "{outcome:?}");
     cluster.letter_with("metrics@device.example");
+    // Series with a connector's name begin with its first event.
+    let refused = Device::new("127.0.9.9", cluster.nodes[0].smtp).send("refused", "x@partner.example");
+    assert!(matches!(refused, Outcome::Refused(_)), "{refused:?}");
 
     let documented: BTreeSet<String> = std::fs::read_to_string(repository().join("docs/metrics.md"))
         .unwrap()

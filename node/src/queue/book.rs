@@ -270,6 +270,7 @@ impl Book {
     }
 
     /// How many attempts run.
+    #[cfg(test)]
     pub(super) fn active(&self) -> usize {
         self.active
     }

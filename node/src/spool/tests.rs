@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use super::*;
@@ -111,7 +112,7 @@ async fn every_acknowledged_letter_is_in_a_copy_taken_while_others_are_committed
     // Few enough bytes that nothing is flushed meanwhile: files copied one after the other are then a state that the
     // disk was in.
     let (spool, _) = open(dir.path()).await;
-    let acked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let acked = Arc::new(Mutex::new(Vec::new()));
     let scope = Scope::new();
     for writer in 0..8u8 {
         let (spool, acked) = (spool.clone(), Arc::clone(&acked));
