@@ -73,6 +73,7 @@ done
 
 # ---- Start and stop -----------------------------------------------------------------------------------------------
 declare -A pid=()
+sleeper=
 stop() {
     trap - EXIT INT TERM
     local name
@@ -84,7 +85,8 @@ stop() {
         while kill -0 "${pid[$name]}" 2>/dev/null && [ $SECONDS -lt $deadline ]; do sleep 0.1; done
         kill -KILL "${pid[$name]}" 2>/dev/null || true
     done
-    wait 2>/dev/null || true
+    for name in "${!pid[@]}"; do wait "${pid[$name]}" 2>/dev/null || true; done
+    [ -n "$sleeper" ] && kill "$sleeper" 2>/dev/null
     rm -f "$dir/cluster.env"
 }
 trap 'stop' EXIT
@@ -192,10 +194,10 @@ await 60 "a healthy cluster" n1 "${PH_CTL[@]}" cluster status
 # ---- What the cluster is for --------------------------------------------------------------------------------------
 say "4/5 an accepted domain, a connector for printers, a credential and a route"
 has() { "${PH_CTL[@]}" "$1" show "$2" >/dev/null 2>&1; }
+has route default || "${PH_CTL[@]}" route add '*' --to "$sink" --reason quickstart
 has domain corp.example || "${PH_CTL[@]}" domain add corp.example --reason quickstart
 has connector printers || "${PH_CTL[@]}" connector create printers --template anonymous-relay \
     --from 127.0.31.0/24 --comment "printers and scanners" --reason quickstart
-has route default || "${PH_CTL[@]}" route add '*' --to "$sink" --reason quickstart
 user=scanner@corp.example
 if ! has credential "$user"; then
     "${PH_CTL[@]}" credential create "$user" --own-domain --generate --reason quickstart -o json |
@@ -258,4 +260,8 @@ cat <<'END'
 Ctrl-C stops everything.
 END
 # A node that dies stops nothing else; only a signal ends this.
-while :; do sleep 3600 & wait $! || true; done
+while :; do
+    sleep 3600 &
+    sleeper=$!
+    wait $sleeper || true
+done
