@@ -358,7 +358,7 @@ impl TestCluster {
 
     pub fn restart_node(&mut self, index: usize) {
         assert!(self.procs[index].is_none());
-        self.procs[index] = Some(start_node(&self.dir.path().to_owned(), &self.nodes[index]));
+        self.procs[index] = Some(start_node(self.dir.path(), &self.nodes[index]));
     }
 
     /// The letters in the sink, whole.

@@ -36,7 +36,7 @@ pub fn peer<T>(request: &Request<T>) -> PeerInfo {
         .extensions()
         .get::<PeerInfo>()
         .cloned()
-        .unwrap_or(PeerInfo { identity: PeerIdentity::Anonymous, from: "unknown".to_owned() })
+        .unwrap_or_else(|| PeerInfo { identity: PeerIdentity::Anonymous, from: "unknown".to_owned() })
 }
 
 /// A connection with what is known of its peer.

@@ -177,7 +177,7 @@ impl Node {
         .await?;
         if let Some(command) = first {
             raft.bootstrap(&identity.name, &advertise).await?;
-            bootstrap::first_command(&raft, command).await.map_err(|error| AppError::Init(error))?;
+            bootstrap::first_command(&raft, command).await.map_err(AppError::Init)?;
         }
 
         let (spool_dir, node_id, name, spool_scope) =
@@ -411,10 +411,10 @@ impl Node {
         if !running.member_scope.join(CLOSE_TIMEOUT).await {
             tracing::warn!(tasks = running.member_scope.tasks(), "some work did not end in time");
         }
-        if let Some(context) = self.slot.get() {
-            if tokio::time::timeout(CLOSE_TIMEOUT, context.spool.close()).await.is_err() {
-                tracing::warn!("the spool did not close in time; what was acknowledged is on disk");
-            }
+        if let Some(context) = self.slot.get()
+            && tokio::time::timeout(CLOSE_TIMEOUT, context.spool.close()).await.is_err()
+        {
+            tracing::warn!("the spool did not close in time; what was acknowledged is on disk");
         }
     }
 }

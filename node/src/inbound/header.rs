@@ -76,7 +76,7 @@ pub(super) async fn introduce(
     service_port: u16,
 ) -> Option<Introduced> {
     if owed == Owed::Nothing {
-        let dialled = tcp.local_addr().map_or(peer.ip(), |local| local.ip()).to_canonical();
+        let dialled = tcp.local_addr().map_or_else(|_| peer.ip(), |local| local.ip()).to_canonical();
         return Some(Introduced {
             source: peer,
             dialled,
@@ -128,7 +128,7 @@ pub(super) async fn introduce(
         .map_or_else(new_session_id, str::to_owned);
     let (probe, source, dialled) = match (header.source, header.destination) {
         (Some(source), Some(destination)) => (false, source, destination.ip()),
-        _ => (true, peer, tcp.local_addr().map_or(peer.ip(), |local| local.ip())),
+        _ => (true, peer, tcp.local_addr().map_or_else(|_| peer.ip(), |local| local.ip())),
     };
     Some(Introduced { source, dialled: dialled.to_canonical(), front: Some(front), probe, session_id, rest })
 }

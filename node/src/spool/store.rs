@@ -92,7 +92,7 @@ impl Store {
             ColumnFamilyDescriptor::new(QUARANTINE, small_options()),
         ];
         let db = Db::open_cf_descriptors(&database_options(), dir, families)
-            .map_err(|error| open_error(dir, &error.to_string()))?;
+            .map_err(|error| open_error(dir, error.as_ref()))?;
         Ok(Self {
             db,
             node_id,
@@ -126,7 +126,7 @@ impl Store {
         }
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        self.db.write_opt(batch, &options).map_err(|error| self.fail(&error.to_string()))?;
+        self.db.write_opt(batch, &options).map_err(|error| self.fail(error.as_ref()))?;
         if sync {
             self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         }
@@ -161,7 +161,7 @@ impl Store {
     fn read_error(&self, id: MessageId, error: &rocksdb::Error) -> SpoolError {
         match error.kind() {
             rocksdb::ErrorKind::Corruption => SpoolError::Damaged { id, reason: error.to_string() },
-            _ => self.fail(&error.to_string()),
+            _ => self.fail(error.as_ref()),
         }
     }
 

@@ -41,7 +41,6 @@ pub(super) fn config() -> SessionConfig {
 
 impl Driven {
     pub(super) fn new(config: SessionConfig) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "a session needs some instant to begin at")]
         let now = Instant::now();
         let mut driven = Self {
             session: Session::new(config, now),
