@@ -598,7 +598,7 @@ fn a_change_that_met_no_leader_is_tried_on_the_next_endpoint() {
     let line = format!("--endpoint {alone} --endpoint {} connector create x --from 10.0.0.1", tls.address);
     tls.run(&line).exits(0);
     assert_eq!(tls.bench.fake.asked("put_connector").len(), 1);
-    let ran = tls.run(&format!("--timeout 300ms --endpoint {alone} connector create x --from 10.0.0.1")).exits(5);
+    let ran = tls.run(&format!("--timeout 2s --endpoint {alone} connector create x --from 10.0.0.1")).exits(5);
     assert!(ran.err.contains("PH-RAFT-001"), "{}", ran.err);
     assert!(cut_off.asked("put_connector").len() > 2, "an election was given no time");
 }

@@ -3,9 +3,9 @@
 
 use std::sync::{Arc, PoisonError};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::committer::Change;
+use super::committer::{Change, Committer};
 use super::record::Summer;
 use super::store::Store;
 use super::{MessageId, NewMessage, Record, SpoolError};
@@ -17,7 +17,7 @@ pub const CHUNK_BYTES: usize = 256 * 1024;
 pub struct Append {
     id: MessageId,
     store: Arc<Store>,
-    changes: mpsc::Sender<Change>,
+    committer: Arc<Committer>,
     buffer: Vec<u8>,
     /// Pieces handed over; they are forgotten when the letter is not committed.
     chunks: u32,
@@ -25,8 +25,8 @@ pub struct Append {
 }
 
 impl Append {
-    pub(super) fn new(id: MessageId, store: Arc<Store>, changes: mpsc::Sender<Change>) -> Self {
-        Self { id, store, changes, buffer: Vec::new(), chunks: 0, sum: Some(Summer::new()) }
+    pub(super) fn new(id: MessageId, store: Arc<Store>, committer: Arc<Committer>) -> Self {
+        Self { id, store, committer, buffer: Vec::new(), chunks: 0, sum: Some(Summer::new()) }
     }
 
     /// The name that the letter will have.
@@ -69,7 +69,7 @@ impl Append {
         self.chunks = chunk.checked_add(1).ok_or(SpoolError::TooLarge)?;
         let (done, answer) = oneshot::channel();
         let change = Change::Chunk { id: self.id, chunk, bytes, done };
-        self.changes.send(change).await.map_err(|_| SpoolError::Closed)?;
+        self.committer.send(change).await?;
         answer.await.map_err(|_| SpoolError::Closed)?
     }
 
@@ -93,7 +93,7 @@ impl Append {
         debug_assert!(chunks > 0 || sum.length() == 0);
         let record = Box::new(Record::new(self.id, self.store.node_id, message, sum.finish(chunks)));
         let (done, answer) = oneshot::channel();
-        self.changes.send(Change::Commit { record, tail, done }).await.map_err(|_| SpoolError::Closed)?;
+        self.committer.send(Change::Commit { record, tail, done }).await?;
         // The committer owns the letter from here; dropping this must not remove its pieces.
         let chunks = std::mem::take(&mut self.chunks);
         let committed = answer.await.map_err(|_| SpoolError::Closed)?;

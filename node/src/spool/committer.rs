@@ -3,7 +3,8 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
@@ -87,6 +88,47 @@ pub struct Updated {
     pub report: Option<MessageId>,
 }
 
+/// The way to the writer. The last of its owners to go waits for the writer's thread: a process that ends while a
+/// thread still closes a database is aborted by RocksDB's own clean-up.
+pub(super) struct Committer {
+    /// Absent only while this is being dropped.
+    changes: Option<mpsc::Sender<Change>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Committer {
+    /// Starts the writer of `store`.
+    pub(super) fn start(store: Arc<Store>, ids: Arc<super::id::IdSource>) -> std::io::Result<Self> {
+        let (changes, waiting) = mpsc::channel(WAITING_MAX);
+        let thread = std::thread::Builder::new()
+            .name("spool-commit".to_owned())
+            .spawn(move || run(&store, &ids, waiting))?;
+        Ok(Self { changes: Some(changes), thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Hands a change over.
+    pub(super) async fn send(&self, change: Change) -> Result<(), SpoolError> {
+        let changes = self.changes.as_ref().ok_or(SpoolError::Closed)?;
+        changes.send(change).await.map_err(|_| SpoolError::Closed)
+    }
+
+    /// Returns when the writer's thread has ended, which something else must have told it to. Blocking.
+    pub(super) fn join(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A thread that panicked has said so already.
+        let _ = thread.map(JoinHandle::join);
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        // With the last sender gone the writer ends after what it was given. Whoever called `Spool::close` finds
+        // nothing to wait for here.
+        self.changes = None;
+        self.join();
+    }
+}
+
 /// Applies `outcomes` to `record`. Answers whether a recipient failed through it.
 pub(super) fn apply(record: &mut Record, outcomes: Vec<RecipientOutcome>) -> bool {
     let mut failed = false;
@@ -104,8 +146,8 @@ pub(super) fn apply(record: &mut Record, outcomes: Vec<RecipientOutcome>) -> boo
     failed
 }
 
-/// Writes until every handle is gone or a close is asked for. Blocking; has a thread of its own.
-pub(super) fn run(store: &Arc<Store>, ids: &super::id::IdSource, mut changes: mpsc::Receiver<Change>) {
+/// Writes until every owner is gone or a close is asked for. Blocking; has a thread of its own.
+fn run(store: &Arc<Store>, ids: &super::id::IdSource, mut changes: mpsc::Receiver<Change>) {
     let mut sequence = 0;
     while let Some(first) = changes.blocking_recv() {
         let mut waiting = vec![first];

@@ -19,10 +19,9 @@ mod trace;
 mod upkeep;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 pub use append::{Append, CHUNK_BYTES};
 pub use committer::{RecipientOutcome, Report, Update, Updated};
@@ -39,7 +38,7 @@ pub(crate) use record::cut;
 
 use crate::mail::Domain;
 use crate::shutdown::{Scope, run_blocking};
-use committer::Change;
+use committer::{Change, Committer};
 use store::Store;
 
 /// Seconds that one synced write took, whoever shared it.
@@ -160,14 +159,15 @@ pub struct SpoolStats {
 pub struct Spool {
     store: Arc<Store>,
     ids: Arc<id::IdSource>,
-    changes: mpsc::Sender<Change>,
-    committer: Arc<Mutex<Option<JoinHandle<()>>>>,
+    committer: Arc<Committer>,
 }
 
 impl Spool {
     /// Opens or makes the spool in `dir` and scans it. Blocking; call it inside the runtime, off its workers.
     ///
-    /// `scope` runs the upkeep. The committer lives until [`Spool::close`] or until every clone is gone.
+    /// `scope` runs the upkeep. The committer lives until [`Spool::close`], or until every clone and
+    /// every [`Append`] is gone: dropping the last of them waits for it, which a part that stops in good order avoids by
+    /// closing.
     ///
     /// # Errors
     /// When another process has it open, or the disk refuses.
@@ -181,22 +181,17 @@ impl Spool {
         let recovered = recover::recover(&store)?;
         let ids = Arc::new(id::IdSource::new(node_id, recovered.newest));
         store.arrive(recovered.arrivals);
-        let (changes, waiting) = mpsc::channel(committer::WAITING_MAX);
-        let (held, numbers) = (Arc::clone(&store), Arc::clone(&ids));
-        let committer = std::thread::Builder::new()
-            .name("spool-commit".to_owned())
-            .spawn(move || committer::run(&held, &numbers, waiting))
+        let committer = Committer::start(Arc::clone(&store), Arc::clone(&ids))
             .map_err(|error| SpoolError::Open { dir: dir.to_owned(), reason: error.to_string() })?;
         scope.spawn_until_ended(upkeep::run(Arc::downgrade(&store)));
-        let committer = Arc::new(Mutex::new(Some(committer)));
-        Ok((Self { store, ids, changes, committer }, recovered.report))
+        Ok((Self { store, ids, committer: Arc::new(committer) }, recovered.report))
     }
 
     /// Begins a letter.
     #[must_use]
     pub fn begin(&self) -> Append {
         let id = self.ids.next(crate::clock::now_ms());
-        Append::new(id, Arc::clone(&self.store), self.changes.clone())
+        Append::new(id, Arc::clone(&self.store), Arc::clone(&self.committer))
     }
 
     /// Why nothing is accepted any more, once the disk has failed.
@@ -308,18 +303,13 @@ impl Spool {
     pub async fn close(&self) {
         // A committer that is gone already has nothing left to write.
         let _ = self.change(|done| Change::Close { done }).await;
-        // Its thread holds the database. A process that ends while a thread still closes one is aborted by RocksDB's
-        // own clean-up.
-        let committer = self.committer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(committer) = committer {
-            // A thread that panicked has said so already.
-            let _ = run_blocking(move || committer.join()).await;
-        }
+        let committer = Arc::clone(&self.committer);
+        run_blocking(move || committer.join()).await;
     }
 
     async fn change<T>(&self, make: impl FnOnce(committer::Answer<T>) -> Change) -> Result<T, SpoolError> {
         let (done, answer) = oneshot::channel();
-        self.changes.send(make(done)).await.map_err(|_| SpoolError::Closed)?;
+        self.committer.send(make(done)).await?;
         answer.await.map_err(|_| SpoolError::Closed)?
     }
 }
