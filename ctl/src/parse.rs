@@ -54,6 +54,13 @@ pub(crate) fn limit(text: &str) -> Result<u32, String> {
     text.trim().parse().map_err(|_| "write a whole number, or unlimited".to_owned())
 }
 
+/// Letters a minute: `60`, `60/min` or `unlimited`.
+pub(crate) fn rate(text: &str) -> Result<u32, String> {
+    let text = text.trim();
+    let number = ["/min", "/minute", "/m"].iter().find_map(|unit| text.strip_suffix(unit)).unwrap_or(text);
+    limit(number).map_err(|_| "write letters a minute, such as 60 or 60/min, or unlimited".to_owned())
+}
+
 /// `true` as people write it: Exchange's `$true`, `yes`, `on`.
 pub(crate) fn boolean(text: &str) -> Result<bool, String> {
     match text.trim().trim_start_matches('$').to_ascii_lowercase().as_str() {
@@ -162,6 +169,14 @@ mod tests {
         assert_eq!(limit("Unlimited"), Ok(0));
         assert_eq!(limit("20"), Ok(20));
         assert!(limit("many").is_err());
+    }
+
+    #[test]
+    fn a_rate_counts_letters_a_minute() {
+        assert_eq!((rate("60/min"), rate("600"), rate("unlimited")), (Ok(60), Ok(600), Ok(0)));
+        for text in ["", "60/s", "60/hour", "fast"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(crate) struct ConnectorFlags {
     /// Address, first-last or CIDR; repeat or separate by commas; replaces all of them
     #[arg(long, visible_alias = "from", value_name = "RANGE", value_delimiter = ',')]
     remote_ip_ranges: Option<Vec<String>>,
-    /// none, tls, basic_auth, basic_auth_require_tls
+    /// none, tls, basic_auth, basic_auth_require_tls, scram_sha_256, client_certificate
     #[arg(long, value_name = "WORD", value_delimiter = ',')]
     auth_mechanism: Option<Vec<String>>,
     /// none, anonymous_users, exchange_users, partners, exchange_servers
@@ -117,6 +117,9 @@ pub(crate) struct ConnectorFlags {
     /// Received: fields until it is a loop
     #[arg(long, value_name = "N")]
     max_hop_count: Option<u32>,
+    /// Received: fields of our own until it is a loop; 0: not looked at
+    #[arg(long, value_name = "N")]
+    max_local_hop_count: Option<u32>,
     /// Errors until the session is closed, or unlimited
     #[arg(long, value_name = "N", value_parser = parse::limit)]
     max_protocol_errors: Option<u32>,
@@ -129,6 +132,15 @@ pub(crate) struct ConnectorFlags {
     /// Open sessions of one address per node, or unlimited
     #[arg(long, visible_alias = "max-conn-per-source", value_name = "N", value_parser = parse::limit)]
     max_inbound_connection_per_source: Option<u32>,
+    /// Open sessions of one address, in percent of the free ones of the connector, per node
+    #[arg(long, value_name = "PERCENT")]
+    max_inbound_connection_percentage_per_source: Option<u32>,
+    /// Letters a minute of one source in the whole cluster, as 60, 60/min or unlimited
+    #[arg(long, visible_alias = "rate", value_name = "N", value_parser = parse::rate)]
+    message_rate_limit: Option<u32>,
+    /// What a source is for the rate: none, ip_address, user or all
+    #[arg(long, value_name = "WORD")]
+    message_rate_source: Option<String>,
     /// Life of a session; it ends between letters
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]
     connection_timeout: Option<Duration>,
@@ -153,6 +165,43 @@ pub(crate) struct ConnectorFlags {
     /// ENHANCEDSTATUSCODES in EHLO
     #[arg(long, value_name = "BOOL", value_parser = parse::boolean)]
     enhanced_status_codes_enabled: Option<bool>,
+    /// CHUNKING in EHLO
+    #[arg(long, value_name = "BOOL", value_parser = parse::boolean)]
+    chunking_enabled: Option<bool>,
+    /// BINARYMIME in EHLO
+    #[arg(long, value_name = "BOOL", value_parser = parse::boolean)]
+    binary_mime_enabled: Option<bool>,
+    /// DSN in EHLO
+    #[arg(long, value_name = "BOOL", value_parser = parse::boolean)]
+    delivery_status_notification_enabled: Option<bool>,
+    /// SMTPUTF8 in EHLO
+    #[arg(long, value_name = "BOOL", value_parser = parse::boolean)]
+    smtp_utf8_enabled: Option<bool>,
+    /// LIMITS in EHLO
+    #[arg(long, value_name = "BOOL", value_parser = parse::boolean)]
+    limits_enabled: Option<bool>,
+    /// Refuse letters with a bare CR or LF; off: they are repaired
+    #[arg(long, value_name = "BOOL", value_parser = parse::boolean)]
+    bare_linefeed_rejection_enabled: Option<bool>,
+    /// Habits of old devices to put up with: space_after_colon, helo_without_domain, inline_auth_login_user,
+    /// repair_line_endings; empty: none
+    #[arg(long, value_name = "WORD", value_delimiter = ',')]
+    leniencies: Option<Vec<String>>,
+    /// Recipient domains that letters may go to, whoever sends; empty: any
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',')]
+    allowed_recipient_domains: Option<Vec<String>>,
+    /// Recipient domains that letters may not go to, whoever sends; empty: none
+    #[arg(long, value_name = "DOMAIN", value_delimiter = ',')]
+    denied_recipient_domains: Option<Vec<String>>,
+    /// The domain of postmaster without one; empty: none
+    #[arg(long, value_name = "DOMAIN")]
+    default_domain: Option<String>,
+    /// How much of its sessions is logged: none, errors or verbose
+    #[arg(long, visible_alias = "log", value_name = "WORD")]
+    protocol_logging_level: Option<String>,
+    /// Log verbosely for so long from now, whatever the level; 0: no longer
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    protocol_logging_for: Option<Duration>,
     /// Refuse recipients in .test, .example, .invalid, .localhost
     #[arg(long, value_name = "BOOL", value_parser = parse::boolean)]
     reject_reserved_top_level_recipient_domains: Option<bool>,
@@ -276,6 +325,22 @@ impl ConnectorFlags {
             reject_reserved_second_level_recipient_domains: flags.reject_reserved_second_level_recipient_domains,
             reject_single_label_recipient_domains: flags.reject_single_label_recipient_domains,
             require_ehlo_domain: flags.require_ehlo_domain,
+            max_local_hop_count: flags.max_local_hop_count,
+            max_inbound_connection_percentage_per_source: flags.max_inbound_connection_percentage_per_source,
+            message_rate_limit: flags.message_rate_limit,
+            message_rate_source: flags.message_rate_source,
+            chunking_enabled: flags.chunking_enabled,
+            binary_mime_enabled: flags.binary_mime_enabled,
+            delivery_status_notification_enabled: flags.delivery_status_notification_enabled,
+            smtp_utf8_enabled: flags.smtp_utf8_enabled,
+            limits_enabled: flags.limits_enabled,
+            bare_linefeed_rejection_enabled: flags.bare_linefeed_rejection_enabled,
+            leniencies: words(&flags.leniencies),
+            allowed_recipient_domains: words(&flags.allowed_recipient_domains),
+            denied_recipient_domains: words(&flags.denied_recipient_domains),
+            default_domain: flags.default_domain,
+            protocol_logging_level: flags.protocol_logging_level,
+            protocol_logging_for_secs: secs(flags.protocol_logging_for),
             ..Connector::default()
         })
     }

@@ -5,7 +5,7 @@ use posthouse_proto::v1::{self, StringList};
 use tonic::Status;
 
 use super::problem::invalid;
-use crate::clock::rfc3339;
+use crate::clock::{now_ms, rfc3339};
 use crate::config::is_name;
 use crate::connector::{
     AddressSpace, Binding, DomainKind, Principal, ReceiveConnector, RemoteIpRange, Right, SendConnector, SendTls,
@@ -46,7 +46,10 @@ pub(super) fn merge_connector(
         max_inbound_connection_per_source, connection_timeout_secs, connection_inactivity_timeout_secs,
         tarpit_interval_ms, auth_tarpit_interval_ms, pipelining_enabled, eight_bit_mime_enabled,
         enhanced_status_codes_enabled, reject_reserved_top_level_recipient_domains,
-        reject_reserved_second_level_recipient_domains, reject_single_label_recipient_domains, require_ehlo_domain);
+        reject_reserved_second_level_recipient_domains, reject_single_label_recipient_domains, require_ehlo_domain,
+        max_local_hop_count, max_inbound_connection_percentage_per_source, message_rate_limit, chunking_enabled,
+        binary_mime_enabled, delivery_status_notification_enabled, smtp_utf8_enabled, limits_enabled,
+        bare_linefeed_rejection_enabled);
     if let Some(list) = &from.bindings {
         connector.bindings = list
             .values
@@ -81,7 +84,37 @@ pub(super) fn merge_connector(
             _ => return Err(bad(CONNECTOR, "size_enabled", "it is enabled, disabled or enabled_without_value")),
         };
     }
+    connector.default_domain = text(&from.default_domain, connector.default_domain);
+    merge_connector_words(&mut connector, from)?;
     Ok(connector)
+}
+
+fn merge_connector_words(connector: &mut ReceiveConnector, from: &v1::Connector) -> Result<(), Status> {
+    if let Some(word) = &from.message_rate_source {
+        connector.message_rate_source =
+            word.parse().map_err(|error| bad(CONNECTOR, "message_rate_source", error))?;
+    }
+    if let Some(word) = &from.protocol_logging_level {
+        connector.protocol_logging_level =
+            word.parse().map_err(|error| bad(CONNECTOR, "protocol_logging_level", error))?;
+    }
+    // A length of time becomes a moment here, by the clock of the node that takes the request: `apply` has none.
+    if let Some(secs) = from.protocol_logging_for_secs {
+        let millis = i64::try_from(secs).unwrap_or(i64::MAX).saturating_mul(1000);
+        connector.protocol_logging_until_ms = (secs > 0).then(|| now_ms().saturating_add(millis));
+    }
+    if let Some(list) = &from.leniencies {
+        connector.leniencies = parse_words(&list.values).map_err(|error| bad(CONNECTOR, "leniencies", error))?;
+    }
+    if let Some(list) = &from.allowed_recipient_domains {
+        connector.allowed_recipient_domains =
+            words(CONNECTOR, "allowed_recipient_domains", list)?.into_iter().collect();
+    }
+    if let Some(list) = &from.denied_recipient_domains {
+        connector.denied_recipient_domains =
+            words(CONNECTOR, "denied_recipient_domains", list)?.into_iter().collect();
+    }
+    Ok(())
 }
 
 /// Reads ranges; host bits that were set are said.
@@ -163,6 +196,23 @@ pub(super) fn connector_out(view: &StateView, found: &Versioned<std::sync::Arc<R
         reject_reserved_second_level_recipient_domains: Some(c.reject_reserved_second_level_recipient_domains),
         reject_single_label_recipient_domains: Some(c.reject_single_label_recipient_domains),
         require_ehlo_domain: Some(c.require_ehlo_domain),
+        default_domain: Some(c.default_domain.clone().unwrap_or_default()),
+        max_inbound_connection_percentage_per_source: Some(c.max_inbound_connection_percentage_per_source),
+        message_rate_limit: Some(c.message_rate_limit),
+        message_rate_source: Some(c.message_rate_source.to_string()),
+        max_local_hop_count: Some(c.max_local_hop_count),
+        protocol_logging_level: Some(c.protocol_logging_level.to_string()),
+        protocol_logging_until: Some(c.protocol_logging_until_ms.map(rfc3339).unwrap_or_default()),
+        protocol_logging_for_secs: None,
+        chunking_enabled: Some(c.chunking_enabled),
+        binary_mime_enabled: Some(c.binary_mime_enabled),
+        delivery_status_notification_enabled: Some(c.delivery_status_notification_enabled),
+        smtp_utf8_enabled: Some(c.smtp_utf8_enabled),
+        limits_enabled: Some(c.limits_enabled),
+        bare_linefeed_rejection_enabled: Some(c.bare_linefeed_rejection_enabled),
+        leniencies: strings(&c.leniencies),
+        allowed_recipient_domains: strings(&c.allowed_recipient_domains),
+        denied_recipient_domains: strings(&c.denied_recipient_domains),
         revision: found.revision,
         effective_rights: vec![format!("anonymous: {anonymous}"), format!("authenticated: {authenticated}")],
         relay: relay.to_owned(),

@@ -11,11 +11,13 @@ mod limits;
 mod permission;
 mod range;
 mod receive;
+mod recipient_domain;
 mod reserved;
 mod rights;
 mod segments;
 mod send;
 mod sender;
+mod switches;
 mod table;
 
 pub use conflict::{RangeConflict, conflict};
@@ -28,9 +30,11 @@ pub use permission::{
 };
 pub use range::{ParsedRange, RangeError, Relation, RemoteIpRange, canonical_ip};
 pub use receive::{Binding, ConnectorError, ReceiveConnector, SizeMode};
+pub use recipient_domain::{RecipientDomainError, RecipientDomainPattern};
 pub use rights::{
     AuthMechanism, GrantedRight, PermissionGroup, Principal, Right, Rights, UnknownWord, effective_rights, parse_words,
 };
 pub use send::{AddressSpace, RouteTable, SendConnector, SendError, SendTls, SmartHost};
 pub use sender::{SenderPattern, SenderRule};
+pub use switches::{Leniency, MessageRateSource, ProtocolLoggingLevel};
 pub use table::{AllowlistRange, Candidate, CandidateResult, ConnectorTable, Match};

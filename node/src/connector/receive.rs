@@ -10,7 +10,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::range::canonical_ip;
+use super::recipient_domain::RecipientDomainPattern;
 use super::rights::{AuthMechanism, GrantedRight, PermissionGroup, Principal, Right, effective_rights};
+use super::switches::{Leniency, MessageRateSource, ProtocolLoggingLevel};
 
 /// Exchange's 36 MB: about 25 MB of payload after base64.
 const MAX_MESSAGE_SIZE_DEFAULT: u64 = 36 * 1024 * 1024;
@@ -21,6 +23,9 @@ const MAX_RECIPIENTS_PER_MESSAGE_DEFAULT: u32 = 200;
 /// What Exchange servers are found to use; its documentation says 30 in places. RFC 5321 §6.3 would like 100, and a
 /// loop is caught by either.
 const MAX_HOP_COUNT_DEFAULT: u32 = 60;
+/// What Exchange documents; its set-up writes 5. The larger one, because a letter from an application may pass a few
+/// relays inside before it comes here, and a loop is caught by either.
+const MAX_LOCAL_HOP_COUNT_DEFAULT: u32 = 8;
 /// Exchange's 5.
 const MAX_PROTOCOL_ERRORS_DEFAULT: u32 = 5;
 /// Exchange's 3.
@@ -29,6 +34,11 @@ const MAX_LOGON_FAILURES_DEFAULT: u32 = 3;
 const MAX_INBOUND_CONNECTION_DEFAULT: u32 = 5000;
 /// Exchange's 20.
 const MAX_INBOUND_CONNECTION_PER_SOURCE_DEFAULT: u32 = 20;
+/// Exchange has 2, a share of one server's free connections; behind fronts a busy application would meet it first.
+const MAX_INBOUND_CONNECTION_PERCENTAGE_PER_SOURCE_DEFAULT: u32 = 100;
+/// Exchange's Client connectors have 5 letters a minute, which stops every scanner at its sixth page; its Edge
+/// servers have 600.
+const SUBMISSION_MESSAGE_RATE_LIMIT_DEFAULT: u32 = 600;
 /// Exchange's 10 minutes; here it ends a session between transactions, never inside one.
 const CONNECTION_TIMEOUT_SECS_DEFAULT: u64 = 600;
 /// Exchange's 5 minutes, which RFC 5321 §4.5.3.2.7 demands too.
@@ -42,6 +52,8 @@ const AUTH_TARPIT_INTERVAL_MS_DEFAULT: u64 = 5000;
 const BINDINGS_MAX: usize = 64;
 const NAME_CHARS_MAX: usize = 64;
 const COMMENT_CHARS_MAX: usize = 1024;
+/// Recipient domains in one list: all of them are looked at with each recipient.
+const RECIPIENT_DOMAINS_MAX: usize = 1000;
 /// RFC 5321 §4.5.3.1.5: 512 octets with the CRLF.
 const BANNER_OCTETS_MAX: usize = 510;
 
@@ -102,6 +114,8 @@ pub struct ReceiveConnector {
     pub max_recipients_per_message: u32,
     /// `Received:` fields.
     pub max_hop_count: u32,
+    /// `Received:` fields that this cluster wrote; 0: not looked at.
+    pub max_local_hop_count: u32,
     /// Errors until the session is closed; 0: never.
     pub max_protocol_errors: u32,
     /// Failed logins until the session is closed; 0: never.
@@ -110,6 +124,12 @@ pub struct ReceiveConnector {
     pub max_inbound_connection: u32,
     /// Open sessions of one address, per node; 0: unlimited.
     pub max_inbound_connection_per_source: u32,
+    /// Open sessions of one address, as a percentage of those still free on the connector, per node.
+    pub max_inbound_connection_percentage_per_source: u32,
+    /// Letters a minute of one source, for the whole cluster; 0: unlimited.
+    pub message_rate_limit: u32,
+    /// What a source is for `message_rate_limit`.
+    pub message_rate_source: MessageRateSource,
     /// Total life of a session, in seconds.
     pub connection_timeout_secs: u64,
     /// Silence until a session is closed, in seconds.
@@ -126,6 +146,30 @@ pub struct ReceiveConnector {
     pub eight_bit_mime_enabled: bool,
     /// Whether `EHLO` says `ENHANCEDSTATUSCODES`.
     pub enhanced_status_codes_enabled: bool,
+    /// Whether `EHLO` says `CHUNKING`.
+    pub chunking_enabled: bool,
+    /// Whether `EHLO` says `BINARYMIME`; off, unlike in Exchange, because few next hops take such letters.
+    pub binary_mime_enabled: bool,
+    /// Whether `EHLO` says `DSN`.
+    pub delivery_status_notification_enabled: bool,
+    /// Whether `EHLO` says `SMTPUTF8`.
+    pub smtp_utf8_enabled: bool,
+    /// Whether `EHLO` says `LIMITS` (RFC 9422).
+    pub limits_enabled: bool,
+    /// Refuses letters with a bare CR or LF; on, unlike in Exchange. See [`Self::repairs_line_endings`].
+    pub bare_linefeed_rejection_enabled: bool,
+    /// Habits of old devices that are put up with.
+    pub leniencies: BTreeSet<Leniency>,
+    /// Where letters may go, whoever sends; empty: anywhere.
+    pub allowed_recipient_domains: BTreeSet<RecipientDomainPattern>,
+    /// Where letters may not go, whoever sends. Outranks `allowed_recipient_domains`.
+    pub denied_recipient_domains: BTreeSet<RecipientDomainPattern>,
+    /// The domain of `postmaster` without one; absent: postmaster stays local.
+    pub default_domain: Option<String>,
+    /// How much of its sessions is written down.
+    pub protocol_logging_level: ProtocolLoggingLevel,
+    /// Until when they are logged verbosely whatever the level says, in unix milliseconds: switches itself off.
+    pub protocol_logging_until_ms: Option<i64>,
     /// Refuses recipients in `.test`, `.example`, `.invalid` and `.localhost` with `501 5.1.4`.
     pub reject_reserved_top_level_recipient_domains: bool,
     /// Refuses recipients in `example.com`, `example.net` and `example.org` with `501 5.1.5`.
@@ -163,9 +207,29 @@ pub enum ConnectorError {
     /// TLS cannot be required where it is not offered.
     #[error("require_tls needs auth_mechanism tls")]
     RequireTlsNeedsTls,
+    /// A client certificate is shown in a TLS handshake.
+    #[error("auth_mechanism client_certificate needs tls beside it")]
+    ClientCertificateNeedsTls,
     /// Permission group `none` with another.
     #[error("permission_groups none stands alone")]
     NoGroupStandsAlone,
+    /// Letters of the one kind come by the other only.
+    #[error("binary_mime_enabled needs chunking_enabled")]
+    BinaryMimeNeedsChunking,
+    /// RFC 6531 §3.1: a server that offers SMTPUTF8 offers 8BITMIME.
+    #[error("smtp_utf8_enabled needs eight_bit_mime_enabled")]
+    SmtpUtf8NeedsEightBitMime,
+    /// Too many recipient domains.
+    #[error("{field} must have at most {RECIPIENT_DOMAINS_MAX} domains, not {found}")]
+    RecipientDomains {
+        /// The parameter.
+        field: &'static str,
+        /// How many there are.
+        found: usize,
+    },
+    /// Not a domain that an address could have.
+    #[error("default_domain must be a domain name of at most 255 octets")]
+    DefaultDomain,
     /// The greeting is not one.
     #[error("banner must begin with \"220 \", be printable ASCII and have at most {BANNER_OCTETS_MAX} octets")]
     Banner,
@@ -226,10 +290,14 @@ impl ReceiveConnector {
             max_header_size: MAX_HEADER_SIZE_DEFAULT,
             max_recipients_per_message: MAX_RECIPIENTS_PER_MESSAGE_DEFAULT,
             max_hop_count: MAX_HOP_COUNT_DEFAULT,
+            max_local_hop_count: MAX_LOCAL_HOP_COUNT_DEFAULT,
             max_protocol_errors: MAX_PROTOCOL_ERRORS_DEFAULT,
             max_logon_failures: MAX_LOGON_FAILURES_DEFAULT,
             max_inbound_connection: MAX_INBOUND_CONNECTION_DEFAULT,
             max_inbound_connection_per_source: MAX_INBOUND_CONNECTION_PER_SOURCE_DEFAULT,
+            max_inbound_connection_percentage_per_source: MAX_INBOUND_CONNECTION_PERCENTAGE_PER_SOURCE_DEFAULT,
+            message_rate_limit: 0,
+            message_rate_source: MessageRateSource::IpAddress,
             connection_timeout_secs: CONNECTION_TIMEOUT_SECS_DEFAULT,
             connection_inactivity_timeout_secs: CONNECTION_INACTIVITY_TIMEOUT_SECS_DEFAULT,
             tarpit_interval_ms: TARPIT_INTERVAL_MS_DEFAULT,
@@ -238,6 +306,18 @@ impl ReceiveConnector {
             pipelining_enabled: true,
             eight_bit_mime_enabled: true,
             enhanced_status_codes_enabled: true,
+            chunking_enabled: true,
+            binary_mime_enabled: false,
+            delivery_status_notification_enabled: true,
+            smtp_utf8_enabled: true,
+            limits_enabled: true,
+            bare_linefeed_rejection_enabled: true,
+            leniencies: BTreeSet::new(),
+            allowed_recipient_domains: BTreeSet::new(),
+            denied_recipient_domains: BTreeSet::new(),
+            default_domain: None,
+            protocol_logging_level: ProtocolLoggingLevel::None,
+            protocol_logging_until_ms: None,
             reject_reserved_top_level_recipient_domains: false,
             reject_reserved_second_level_recipient_domains: false,
             reject_single_label_recipient_domains: false,
@@ -250,6 +330,7 @@ impl ReceiveConnector {
     pub fn default_receive() -> Self {
         Self {
             comment: "anonymous mail for accepted domains".to_owned(),
+            protocol_logging_level: ProtocolLoggingLevel::Errors,
             permission_groups: [PermissionGroup::AnonymousUsers].into(),
             ..Self::new("default")
         }
@@ -260,6 +341,9 @@ impl ReceiveConnector {
     pub fn default_submission() -> Self {
         Self {
             comment: "submission by credential, STARTTLS".to_owned(),
+            message_rate_limit: SUBMISSION_MESSAGE_RATE_LIMIT_DEFAULT,
+            message_rate_source: MessageRateSource::User,
+            protocol_logging_level: ProtocolLoggingLevel::Errors,
             bindings: Binding::everywhere(587),
             auth_mechanism: [AuthMechanism::Tls, AuthMechanism::BasicAuth, AuthMechanism::BasicAuthRequireTls].into(),
             permission_groups: [PermissionGroup::ExchangeUsers].into(),
@@ -292,6 +376,23 @@ impl ReceiveConnector {
             && (tls || !self.auth_mechanism.contains(&AuthMechanism::BasicAuthRequireTls))
     }
 
+    /// How much of a session is written down at `now_ms`: all of it until `protocol_logging_until_ms`, then what the
+    /// level says.
+    #[must_use]
+    pub fn protocol_logging(&self, now_ms: i64) -> ProtocolLoggingLevel {
+        match self.protocol_logging_until_ms {
+            Some(until_ms) if now_ms < until_ms => ProtocolLoggingLevel::Verbose,
+            _ => self.protocol_logging_level,
+        }
+    }
+
+    /// Whether a bare CR or LF in mail data becomes CRLF rather than refusing the letter. A bare one never leaves, so
+    /// that not refusing can only mean repairing.
+    #[must_use]
+    pub fn repairs_line_endings(&self) -> bool {
+        !self.bare_linefeed_rejection_enabled || self.leniencies.contains(&Leniency::RepairLineEndings)
+    }
+
     /// Whether strangers who match one of its ranges may relay anywhere.
     #[must_use]
     pub fn relays_anonymously(&self) -> bool {
@@ -311,6 +412,8 @@ impl ReceiveConnector {
         self.check_bindings()?;
         self.check_mechanisms()?;
         self.check_texts()?;
+        self.check_keywords()?;
+        self.check_recipient_domains()?;
         self.check_limits()
     }
 
@@ -335,6 +438,9 @@ impl ReceiveConnector {
         }
         if self.require_tls && !has(AuthMechanism::Tls) {
             return Err(ConnectorError::RequireTlsNeedsTls);
+        }
+        if has(AuthMechanism::ClientCertificate) && !has(AuthMechanism::Tls) {
+            return Err(ConnectorError::ClientCertificateNeedsTls);
         }
         if self.permission_groups.contains(&PermissionGroup::None) && self.permission_groups.len() > 1 {
             return Err(ConnectorError::NoGroupStandsAlone);
@@ -362,6 +468,30 @@ impl ReceiveConnector {
         Ok(())
     }
 
+    fn check_keywords(&self) -> Result<(), ConnectorError> {
+        if self.binary_mime_enabled && !self.chunking_enabled {
+            return Err(ConnectorError::BinaryMimeNeedsChunking);
+        }
+        if self.smtp_utf8_enabled && !self.eight_bit_mime_enabled {
+            return Err(ConnectorError::SmtpUtf8NeedsEightBitMime);
+        }
+        Ok(())
+    }
+
+    fn check_recipient_domains(&self) -> Result<(), ConnectorError> {
+        let lists = [
+            ("allowed_recipient_domains", self.allowed_recipient_domains.len()),
+            ("denied_recipient_domains", self.denied_recipient_domains.len()),
+        ];
+        if let Some((field, found)) = lists.into_iter().find(|(_, found)| *found > RECIPIENT_DOMAINS_MAX) {
+            return Err(ConnectorError::RecipientDomains { field, found });
+        }
+        if self.default_domain.as_ref().is_some_and(|domain| !is_host_name(domain)) {
+            return Err(ConnectorError::DefaultDomain);
+        }
+        Ok(())
+    }
+
     fn check_limits(&self) -> Result<(), ConnectorError> {
         const UNLIMITED: &str = " (0: unlimited)";
         const NEVER: &str = " (0: never disconnect)";
@@ -373,11 +503,15 @@ impl ReceiveConnector {
         in_range("max_header_size", self.max_header_size, 4096, 4 * 1024 * 1024, "")?;
         in_range("max_recipients_per_message", u64::from(self.max_recipients_per_message), 1, 512_000, "")?;
         in_range("max_hop_count", u64::from(self.max_hop_count), 1, 500, "")?;
+        in_range("max_local_hop_count", u64::from(self.max_local_hop_count), 0, 50, " (0: not looked at)")?;
         in_range("max_protocol_errors", u64::from(self.max_protocol_errors), 0, 2_147_483_647, UNLIMITED)?;
         in_range("max_logon_failures", u64::from(self.max_logon_failures), 0, 10, NEVER)?;
         in_range("max_inbound_connection", u64::from(self.max_inbound_connection), 0, 2_147_483_647, UNLIMITED)?;
         let per_source = u64::from(self.max_inbound_connection_per_source);
         in_range("max_inbound_connection_per_source", per_source, 0, 10_000, UNLIMITED)?;
+        let percentage = u64::from(self.max_inbound_connection_percentage_per_source);
+        in_range("max_inbound_connection_percentage_per_source", percentage, 1, 100, "")?;
+        in_range("message_rate_limit", u64::from(self.message_rate_limit), 0, 2_147_483_647, UNLIMITED)?;
         in_range("connection_timeout", self.connection_timeout_secs, 1, DAY_SECS, " seconds")?;
         let inactivity = self.connection_inactivity_timeout_secs;
         in_range("connection_inactivity_timeout", inactivity, 1, DAY_SECS, " seconds")?;
@@ -548,10 +682,52 @@ mod tests {
             c.require_tls = true;
         });
         assert_eq!(error, ConnectorError::RequireTlsNeedsTls);
+        let error = refused(|c| c.auth_mechanism = [AuthMechanism::ClientCertificate].into());
+        assert_eq!(error, ConnectorError::ClientCertificateNeedsTls);
         let mut plain = good();
         plain.auth_mechanism = [BasicAuth].into();
         plain.check().unwrap();
         assert!(plain.offers_auth(false));
+    }
+
+    #[test]
+    fn keywords_that_need_another_are_refused_without_it() {
+        let error = refused(|c| {
+            c.binary_mime_enabled = true;
+            c.chunking_enabled = false;
+        });
+        assert_eq!(error, ConnectorError::BinaryMimeNeedsChunking);
+        assert_eq!(refused(|c| c.eight_bit_mime_enabled = false), ConnectorError::SmtpUtf8NeedsEightBitMime);
+    }
+
+    #[test]
+    fn recipient_domain_lists_are_bounded_and_a_default_domain_is_a_name() {
+        let many = |n: usize| (0..n).map(|i| format!("d{i}.example").parse().unwrap()).collect();
+        let error = refused(|c| c.denied_recipient_domains = many(RECIPIENT_DOMAINS_MAX + 1));
+        assert!(error.to_string().starts_with("denied_recipient_domains must have at most 1000"), "{error}");
+        for domain in ["", "a b", "@corp.example", "-x.example"] {
+            assert_eq!(refused(|c| c.default_domain = Some(domain.to_owned())), ConnectorError::DefaultDomain);
+        }
+    }
+
+    #[test]
+    fn verbose_logging_switches_itself_off() {
+        let mut connector = good();
+        connector.protocol_logging_level = ProtocolLoggingLevel::Errors;
+        connector.protocol_logging_until_ms = Some(1000);
+        assert_eq!(connector.protocol_logging(999), ProtocolLoggingLevel::Verbose);
+        assert_eq!(connector.protocol_logging(1000), ProtocolLoggingLevel::Errors);
+    }
+
+    #[test]
+    fn bare_line_endings_are_refused_unless_somebody_says_repair() {
+        let mut connector = good();
+        assert!(!connector.repairs_line_endings());
+        connector.leniencies.insert(Leniency::RepairLineEndings);
+        assert!(connector.repairs_line_endings());
+        connector.leniencies.clear();
+        connector.bare_linefeed_rejection_enabled = false;
+        assert!(connector.repairs_line_endings());
     }
 
     #[test]
@@ -569,12 +745,22 @@ mod tests {
     #[test]
     fn limits_keep_to_exchanges_ranges() {
         type Change = fn(&mut ReceiveConnector);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 13] = [
             (|c| c.max_message_size = 65_535, "max_message_size"),
             (|c| c.max_message_size = 1 << 31, "max_message_size"),
             (|c| c.max_header_size = 1, "max_header_size"),
             (|c| c.max_recipients_per_message = 0, "max_recipients_per_message"),
             (|c| c.max_hop_count = 501, "max_hop_count"),
+            (|c| c.max_local_hop_count = 51, "max_local_hop_count"),
+            (
+                |c| c.max_inbound_connection_percentage_per_source = 0,
+                "max_inbound_connection_percentage_per_source",
+            ),
+            (
+                |c| c.max_inbound_connection_percentage_per_source = 101,
+                "max_inbound_connection_percentage_per_source",
+            ),
+            (|c| c.message_rate_limit = u32::MAX, "message_rate_limit"),
             (|c| c.max_logon_failures = 11, "max_logon_failures"),
             (|c| c.max_inbound_connection_per_source = 10_001, "max_inbound_connection_per_source"),
             (|c| c.connection_timeout_secs = 86_401, "connection_timeout"),

@@ -74,6 +74,11 @@ pub enum AuthMechanism {
     BasicAuth,
     /// The same, only under TLS.
     BasicAuthRequireTls,
+    /// `AUTH SCRAM-SHA-256` (RFC 7677), with channel binding under TLS.
+    #[serde(rename = "scram_sha_256")]
+    ScramSha256,
+    /// A TLS client certificate that is mapped to a credential.
+    ClientCertificate,
 }
 
 /// A named set of rights.
@@ -261,6 +266,8 @@ words!(
         Tls => "tls",
         BasicAuth => "basic_auth",
         BasicAuthRequireTls => "basic_auth_require_tls",
+        ScramSha256 => "scram_sha_256",
+        ClientCertificate => "client_certificate",
     }
 );
 
