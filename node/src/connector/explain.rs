@@ -9,6 +9,7 @@ use super::permission::{
     Client, CredentialFacts, Decision, Domains, Reason, Verdict, decide_auth, decide_mail, decide_rcpt,
 };
 use super::receive::ReceiveConnector;
+use super::recipient_domain::RecipientDomainPattern;
 use super::rights::{Principal, Rights};
 use super::table::{Candidate, CandidateResult, ConnectorTable, Match};
 use crate::mail::{ForwardPath, Reply, ReversePath, reply};
@@ -260,6 +261,16 @@ fn fixes(
             }
             fixes
         }
+        Some(Reason::DeniedDomain) => vec![format!(
+            "take it out of the list: posthousectl connector set {name} --denied-recipient-domains {}",
+            connector.map(|connector| rest(connector, recipient)).unwrap_or_default()
+        )],
+        Some(Reason::NotAllowedDomain) => {
+            let listed = connector.map(|connector| words(&connector.allowed_recipient_domains)).unwrap_or_default();
+            let domain = recipient.and_then(ForwardPath::domain).map(ToString::to_string).unwrap_or_default();
+            vec![format!("posthousectl connector set {name} --allowed-recipient-domains {listed},{domain}")]
+        }
+        Some(Reason::RoutedPastList) => vec!["write to the recipient's own address".to_owned()],
         Some(Reason::ReservedTopLevel) => {
             vec![format!("posthousectl connector set {name} --reject-reserved-top-level-recipient-domains false")]
         }
@@ -281,9 +292,22 @@ fn fixes(
     }
 }
 
+/// A list of patterns as a flag takes it.
+fn words<'a>(patterns: impl IntoIterator<Item = &'a RecipientDomainPattern>) -> String {
+    let list = patterns.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    quoted(&list)
+}
+
+/// The denied domains without those that rule this recipient out.
+fn rest(connector: &ReceiveConnector, recipient: Option<&ForwardPath>) -> String {
+    let domain = recipient.and_then(ForwardPath::domain);
+    let matches = |pattern: &&RecipientDomainPattern| domain.is_some_and(|domain| pattern.matches(domain));
+    words(connector.denied_recipient_domains.iter().filter(|pattern| !matches(pattern)))
+}
+
 /// A word as a shell takes it: these lines are made to be pasted.
 fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.@:/+".contains(c);
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.@:/+,".contains(c);
     if !word.is_empty() && !word.starts_with('-') && word.chars().all(plain) {
         word.to_owned()
     } else {
@@ -386,6 +410,29 @@ mod tests {
     }
 
     #[test]
+    fn a_recipient_domain_that_a_list_rules_out_is_told_with_the_list() {
+        let mut connector = scanners();
+        connector.allowed_recipient_domains = ["partner.example".parse().unwrap()].into();
+        let table = |connector: &ReceiveConnector| {
+            ConnectorTable::build([(Arc::new(connector.clone()), entries(&["10.0.0.0/8"]))])
+        };
+        let told = ask(&table(&connector), "10.20.31.7", 25, "<>", &["<a@other.example>"]);
+        assert_eq!(told.reply.to_string(), "550 5.7.1 Delivery not authorized, recipient domain is not allowed here");
+        assert_eq!(told.why, "the connector allows certain recipient domains, and not this one");
+        assert_eq!(
+            told.fixes,
+            ["posthousectl connector set scanners --allowed-recipient-domains partner.example,other.example"]
+        );
+        connector.allowed_recipient_domains.clear();
+        connector.denied_recipient_domains = ["a.example", "*.other.example"].map(|text| text.parse().unwrap()).into();
+        let told = ask(&table(&connector), "10.20.31.7", 25, "<>", &["<a@mx.other.example>"]);
+        assert_eq!(
+            told.fixes,
+            ["take it out of the list: posthousectl connector set scanners --denied-recipient-domains a.example"]
+        );
+    }
+
+    #[test]
     fn nobody_home_is_421_and_says_who_could_be() {
         let told = ask(&table(), "10.9.8.7", 2525, "<>", &["<a@corp.example>"]);
         assert_eq!(told.reply.to_string(), "421 4.3.2 Service not available");
@@ -454,8 +501,14 @@ mod tests {
             prop::sample::select(vec!["10.0.0.0/8", "10.0.0.0/24", "10.0.0.7", "0.0.0.0/0"]),
             prop::option::of(0_i64..20),
         );
-        (groups, rights, mechanisms, prop::collection::vec(range, 1..3), any::<[bool; 5]>(), 0_usize..3).prop_map(
-            |(groups, rights, mechanisms, ranges, [enabled, require_tls, top, single, specific], name)| {
+        let patterns = || {
+            let some = prop::sample::select(vec!["corp.example", "*.net", "other.net", "*"]);
+            prop_oneof![3 => Just(None), 1 => some.prop_map(Some)]
+        };
+        let lists = (patterns(), patterns());
+        (groups, rights, mechanisms, prop::collection::vec(range, 1..3), any::<[bool; 5]>(), 0_usize..3, lists).prop_map(
+            |(groups, rights, mechanisms, ranges, [enabled, require_tls, top, single, specific], name, lists)| {
+                let (allowed, denied) = lists;
                 let mut connector = ReceiveConnector::new(format!("c{name}"));
                 connector.permission_groups = groups;
                 connector.rights = rights.into_iter().map(|text| text.parse::<GrantedRight>().unwrap()).collect();
@@ -464,6 +517,8 @@ mod tests {
                 connector.require_tls = require_tls && connector.offers_tls();
                 connector.reject_reserved_top_level_recipient_domains = top;
                 connector.reject_single_label_recipient_domains = single;
+                connector.allowed_recipient_domains = allowed.into_iter().map(|text| text.parse().unwrap()).collect();
+                connector.denied_recipient_domains = denied.into_iter().map(|text| text.parse().unwrap()).collect();
                 if specific {
                     connector.bindings = vec!["10.0.0.25:25".parse().unwrap()];
                 }

@@ -9,6 +9,7 @@
 //! * An expired range, or a credential that was disabled, expired or deleted meanwhile, has no right at all.
 //! * `RCPT` repeats the decision about the sender, because rights may have changed since `MAIL`.
 //! * `RCPT TO:<Postmaster>` is always taken (RFC 5321 §4.5.1).
+//! * The connector's recipient-domain lists only ever take away: they are looked at last, of what would be accepted.
 
 use std::fmt;
 
@@ -18,7 +19,7 @@ use super::receive::ReceiveConnector;
 use super::reserved::{Unroutable, unroutable};
 use super::rights::{Principal, Right, Rights, effective_rights};
 use super::sender::SenderRule;
-use crate::mail::{Domain, ForwardPath, Reply, ReversePath, reply};
+use crate::mail::{Domain, ForwardPath, Mailbox, Reply, ReversePath, reply};
 
 /// What an accepted domain is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -109,6 +110,12 @@ pub enum Reason {
     ReservedSecondLevel,
     /// A domain of one label.
     SingleLabel,
+    /// The domain is in `denied_recipient_domains`.
+    DeniedDomain,
+    /// There are `allowed_recipient_domains`, and the domain is not among them.
+    NotAllowedDomain,
+    /// The connector has a recipient-domain list, and the local part names a way past it.
+    RoutedPastList,
     /// The recipient's domain is accepted.
     AcceptedDomain(DomainKind),
     /// The domain is accepted, but the local part names a way further (`user%other`, `other!user`, `"user@other"`).
@@ -200,6 +207,27 @@ impl Client<'_> {
         }
     }
 
+    /// What the recipient-domain lists take away.
+    fn listed(&self, mailbox: &Mailbox) -> Result<(), (Reason, Reply)> {
+        let ReceiveConnector { allowed_recipient_domains: allowed, denied_recipient_domains: denied, .. } =
+            self.connector;
+        if allowed.is_empty() && denied.is_empty() {
+            return Ok(());
+        }
+        let domain = mailbox.domain();
+        let reason = if denied.iter().any(|pattern| pattern.matches(domain)) {
+            Reason::DeniedDomain
+        } else if !allowed.is_empty() && !allowed.iter().any(|pattern| pattern.matches(domain)) {
+            Reason::NotAllowedDomain
+        } else if is_routed(mailbox.local_part()) {
+            // `user%denied.example@allowed.example`: we rewrite nothing, the system behind us might.
+            Reason::RoutedPastList
+        } else {
+            return Ok(());
+        };
+        Err((reason, reply::recipient_domain_not_allowed()))
+    }
+
     fn recipient(&self, rights: Rights, path: &ForwardPath, domains: &dyn Domains) -> Result<Reason, (Reason, Reply)> {
         let Some(mailbox) = path.mailbox() else {
             return Ok(Reason::Postmaster);
@@ -220,15 +248,16 @@ impl Client<'_> {
         // An address literal names a host, not a domain that somebody accepted.
         let accepted = if domain.is_literal() { None } else { domains.accepted(domain) };
         let relays = rights.contains(Right::AcceptAnyRecipient);
-        match accepted {
+        let reason = match accepted {
             // We never rewrite a local part, but the system behind us might: then we would have relayed.
             Some(_) if !relays && is_routed(mailbox.local_part()) => {
-                Err((Reason::RoutedLocalPart, reply::unable_to_relay()))
+                return Err((Reason::RoutedLocalPart, reply::unable_to_relay()));
             }
-            Some(kind) => Ok(Reason::AcceptedDomain(kind)),
-            None if relays => Ok(Reason::MayRelay(self.principal())),
-            None => Err((Reason::NoRelay(self.principal()), reply::unable_to_relay())),
-        }
+            Some(kind) => Reason::AcceptedDomain(kind),
+            None if relays => Reason::MayRelay(self.principal()),
+            None => return Err((Reason::NoRelay(self.principal()), reply::unable_to_relay())),
+        };
+        self.listed(mailbox).map(|()| reason)
     }
 }
 
@@ -348,6 +377,11 @@ impl fmt::Display for Reason {
             Self::ReservedTopLevel => f.write_str("the connector rejects reserved top-level domains"),
             Self::ReservedSecondLevel => f.write_str("the connector rejects reserved second-level domains"),
             Self::SingleLabel => f.write_str("the connector rejects single-label domains"),
+            Self::DeniedDomain => f.write_str("the connector denies this recipient domain to everybody"),
+            Self::NotAllowedDomain => f.write_str("the connector allows certain recipient domains, and not this one"),
+            Self::RoutedPastList => {
+                f.write_str("the local part names a way further, past the connector's list of recipient domains")
+            }
             Self::AcceptedDomain(kind) => write!(f, "the domain is accepted ({kind})"),
             Self::RoutedLocalPart => f.write_str("the local part names a way further, which only relaying clients may"),
             Self::MayRelay(principal) => write!(f, "{} may relay externally on this connector", who(principal)),
@@ -618,6 +652,49 @@ mod tests {
         ] {
             assert_eq!(rcpt(&client, "<a@b.net>", recipient), expected, "{recipient}");
         }
+    }
+
+    fn listed(allowed: &[&str], denied: &[&str]) -> ReceiveConnector {
+        let mut connector = relay();
+        connector.allowed_recipient_domains = allowed.iter().map(|text| text.parse().unwrap()).collect();
+        connector.denied_recipient_domains = denied.iter().map(|text| text.parse().unwrap()).collect();
+        connector
+    }
+
+    #[test]
+    fn recipient_domain_lists_hold_whoever_may_relay() {
+        for (allowed, denied, recipient, expected) in [
+            (&["partner.example"][..], &[][..], "<a@partner.example>", "ok"),
+            (&["partner.example"], &[], "<a@PARTNER.example>", "ok"),
+            (&["partner.example"], &[], "<a@sub.partner.example>", "550 5.7.1"),
+            (&["*.partner.example"], &[], "<a@sub.partner.example>", "ok"),
+            // Accepted domains are no exception: the list says where letters may go.
+            (&["partner.example"], &[], "<a@corp.example>", "550 5.7.1"),
+            (&["partner.example"], &[], "<a@[192.0.2.1]>", "550 5.7.1"),
+            (&[], &["*.free.example"], "<a@free.example>", "550 5.7.1"),
+            (&[], &["*.free.example"], "<a@mail.free.example>", "550 5.7.1"),
+            (&[], &["*.free.example"], "<a@corp.example>", "ok"),
+            // The narrower the better: a hole in what is allowed.
+            (&["*.partner.example"], &["lab.partner.example"], "<a@lab.partner.example>", "550 5.7.1"),
+            (&["*.partner.example"], &["lab.partner.example"], "<a@hq.partner.example>", "ok"),
+            (&[], &["*"], "<a@corp.example>", "550 5.7.1"),
+            (&[], &["*"], "<Postmaster>", "ok"),
+            (&["partner.example"], &[], "<a%free.example@partner.example>", "550 5.7.1"),
+            (&[], &["free.example"], "<\"a@free.example\"@partner.example>", "550 5.7.1"),
+            (&[], &["free.example"], "<free.example!a@partner.example>", "550 5.7.1"),
+        ] {
+            let connector = listed(allowed, denied);
+            let got = rcpt(&client(&connector, None), "<a@corp.example>", recipient);
+            assert_eq!(got, expected, "{allowed:?} {denied:?} {recipient}");
+        }
+    }
+
+    #[test]
+    fn a_recipient_domain_list_never_gives_a_right() {
+        let mut connector = listed(&["partner.example", "*"], &[]);
+        connector.rights.clear();
+        assert_eq!(rcpt(&client(&connector, None), "<>", "<a@partner.example>"), "550 5.7.54");
+        assert_eq!(rcpt(&client(&connector, None), "<>", "<a@corp.example>"), "ok");
     }
 
     #[test]

@@ -164,6 +164,8 @@ replies! {
 
     /// A recipient outside the accepted domains, from somebody who may not relay.
     unable_to_relay = 550 5 7 54 "SMTP; Unable to relay recipient in non-accepted domain";
+    /// A recipient that the connector's recipient-domain lists rule out, whoever sends.
+    recipient_domain_not_allowed = 550 5 7 1 "Delivery not authorized, recipient domain is not allowed here";
     /// `MAIL` on a connector that takes no anonymous mail.
     not_authenticated_to_send_anonymous =
         530 5 7 57 "SMTP; Client was not authenticated to send anonymous mail during MAIL FROM";
