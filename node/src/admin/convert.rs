@@ -91,8 +91,7 @@ pub(super) fn merge_connector(
 
 fn merge_connector_words(connector: &mut ReceiveConnector, from: &v1::Connector) -> Result<(), Status> {
     if let Some(word) = &from.message_rate_source {
-        connector.message_rate_source =
-            word.parse().map_err(|error| bad(CONNECTOR, "message_rate_source", error))?;
+        connector.message_rate_source = word.parse().map_err(|error| bad(CONNECTOR, "message_rate_source", error))?;
     }
     if let Some(word) = &from.protocol_logging_level {
         connector.protocol_logging_level =
@@ -111,8 +110,7 @@ fn merge_connector_words(connector: &mut ReceiveConnector, from: &v1::Connector)
             words(CONNECTOR, "allowed_recipient_domains", list)?.into_iter().collect();
     }
     if let Some(list) = &from.denied_recipient_domains {
-        connector.denied_recipient_domains =
-            words(CONNECTOR, "denied_recipient_domains", list)?.into_iter().collect();
+        connector.denied_recipient_domains = words(CONNECTOR, "denied_recipient_domains", list)?.into_iter().collect();
     }
     Ok(())
 }

@@ -506,29 +506,31 @@ mod tests {
             prop_oneof![3 => Just(None), 1 => some.prop_map(Some)]
         };
         let lists = (patterns(), patterns());
-        (groups, rights, mechanisms, prop::collection::vec(range, 1..3), any::<[bool; 5]>(), 0_usize..3, lists).prop_map(
-            |(groups, rights, mechanisms, ranges, [enabled, require_tls, top, single, specific], name, lists)| {
-                let (allowed, denied) = lists;
-                let mut connector = ReceiveConnector::new(format!("c{name}"));
-                connector.permission_groups = groups;
-                connector.rights = rights.into_iter().map(|text| text.parse::<GrantedRight>().unwrap()).collect();
-                connector.auth_mechanism = mechanisms.into_iter().collect();
-                connector.enabled = enabled;
-                connector.require_tls = require_tls && connector.offers_tls();
-                connector.reject_reserved_top_level_recipient_domains = top;
-                connector.reject_single_label_recipient_domains = single;
-                connector.allowed_recipient_domains = allowed.into_iter().map(|text| text.parse().unwrap()).collect();
-                connector.denied_recipient_domains = denied.into_iter().map(|text| text.parse().unwrap()).collect();
-                if specific {
-                    connector.bindings = vec!["10.0.0.25:25".parse().unwrap()];
-                }
-                let ranges = ranges
-                    .into_iter()
-                    .map(|(text, expires_at_ms)| AllowlistRange { range: text.parse().unwrap(), expires_at_ms })
-                    .collect();
-                (connector, ranges)
-            },
-        )
+        (groups, rights, mechanisms, prop::collection::vec(range, 1..3), any::<[bool; 5]>(), 0_usize..3, lists)
+            .prop_map(
+                |(groups, rights, mechanisms, ranges, [enabled, require_tls, top, single, specific], name, lists)| {
+                    let (allowed, denied) = lists;
+                    let mut connector = ReceiveConnector::new(format!("c{name}"));
+                    connector.permission_groups = groups;
+                    connector.rights = rights.into_iter().map(|text| text.parse::<GrantedRight>().unwrap()).collect();
+                    connector.auth_mechanism = mechanisms.into_iter().collect();
+                    connector.enabled = enabled;
+                    connector.require_tls = require_tls && connector.offers_tls();
+                    connector.reject_reserved_top_level_recipient_domains = top;
+                    connector.reject_single_label_recipient_domains = single;
+                    connector.allowed_recipient_domains =
+                        allowed.into_iter().map(|text| text.parse().unwrap()).collect();
+                    connector.denied_recipient_domains = denied.into_iter().map(|text| text.parse().unwrap()).collect();
+                    if specific {
+                        connector.bindings = vec!["10.0.0.25:25".parse().unwrap()];
+                    }
+                    let ranges = ranges
+                        .into_iter()
+                        .map(|(text, expires_at_ms)| AllowlistRange { range: text.parse().unwrap(), expires_at_ms })
+                        .collect();
+                    (connector, ranges)
+                },
+            )
     }
 
     /// The path of a session, written out a second time: accepted, or the reply that ends it for the recipient.

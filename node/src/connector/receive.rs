@@ -752,14 +752,8 @@ mod tests {
             (|c| c.max_recipients_per_message = 0, "max_recipients_per_message"),
             (|c| c.max_hop_count = 501, "max_hop_count"),
             (|c| c.max_local_hop_count = 51, "max_local_hop_count"),
-            (
-                |c| c.max_inbound_connection_percentage_per_source = 0,
-                "max_inbound_connection_percentage_per_source",
-            ),
-            (
-                |c| c.max_inbound_connection_percentage_per_source = 101,
-                "max_inbound_connection_percentage_per_source",
-            ),
+            (|c| c.max_inbound_connection_percentage_per_source = 0, "max_inbound_connection_percentage_per_source"),
+            (|c| c.max_inbound_connection_percentage_per_source = 101, "max_inbound_connection_percentage_per_source"),
             (|c| c.message_rate_limit = u32::MAX, "message_rate_limit"),
             (|c| c.max_logon_failures = 11, "max_logon_failures"),
             (|c| c.max_inbound_connection_per_source = 10_001, "max_inbound_connection_per_source"),
