@@ -349,8 +349,8 @@ pub(crate) const ALL: &[ProblemCode] = &[
     code(
         "PH-QUEUE-003",
         "The state is not valid.",
-        "A letter is ready, retry or active.",
-        "--state ready, retry or active.",
+        "A letter is ready, retry, active or held.",
+        "--state ready, retry, active or held.",
     ),
     code(
         "PH-RAFT-001",
@@ -401,6 +401,18 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "A setting of the route is not valid.",
         "Address spaces are *, corp.example or *.corp.example; smart hosts are HOST:PORT.",
         "Change the setting that the answer names.",
+    ),
+    code(
+        "PH-ROUTE-004",
+        "The credential for the smart hosts is not complete.",
+        "A user needs a password and a password needs a user; a new user needs its own. It is sealed before it is stored.",
+        "--auth-user NAME with --auth-password-file FILE or --auth-password-stdin; --auth-user '' for none.",
+    ),
+    code(
+        "PH-ROUTE-005",
+        "The address to test is not valid.",
+        "route test looks up where a letter to one recipient would go.",
+        "posthousectl route test NAME@DOMAIN",
     ),
     code(
         "PH-TLS-001",

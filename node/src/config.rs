@@ -120,6 +120,9 @@ pub struct NodeConfig {
     /// When letters are tried again.
     #[serde(default)]
     pub queue: QueueSection,
+    /// Whom to ask for names.
+    #[serde(default)]
+    pub dns: DnsSection,
     /// What is logged, and how.
     #[serde(default)]
     pub log: LogSection,
@@ -276,6 +279,26 @@ impl Default for QueueSection {
             // Longer than Exchange's two days: a weekend must not kill a letter.
             message_expiration_timeout: Duration::from_secs(5 * 24 * 3600),
         }
+    }
+}
+
+/// `[dns]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DnsSection {
+    /// Name servers, asked in turn; empty: those of the machine.
+    pub servers: Vec<SocketAddr>,
+    /// How long one server has for one try.
+    #[serde(deserialize_with = "duration")]
+    pub timeout: Duration,
+    /// Tries per question beyond the first.
+    pub attempts: usize,
+}
+
+impl Default for DnsSection {
+    fn default() -> Self {
+        // The stub resolver's own defaults (resolv.conf(5)): 5 seconds, 2 attempts.
+        Self { servers: Vec::new(), timeout: Duration::from_secs(5), attempts: 2 }
     }
 }
 

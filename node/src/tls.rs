@@ -258,7 +258,7 @@ impl ServerCertVerifier for AnyServer {
     }
 }
 
-/// TLS towards next hops that need not prove who they are (`tls = opportunistic`).
+/// TLS towards next hops that need not prove who they are (`tls = opportunistic` and `required`).
 ///
 /// # Errors
 /// When rustls refuses.
@@ -271,12 +271,12 @@ pub fn opportunistic_client_config() -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
-/// TLS towards next hops that must prove who they are (`tls = required`): the machine's own trust store, and the
-/// cluster's authority.
+/// Whom next hops that must prove who they are (`tls = verified`) may be certified by, where a route names nobody: the
+/// machine's own trust store, and the cluster's authority.
 ///
 /// # Errors
-/// When rustls refuses.
-pub fn verified_client_config(identity: &Identity) -> Result<Arc<ClientConfig>, TlsError> {
+/// When the identity cannot be used.
+pub fn next_hop_roots(identity: &Identity) -> Result<RootCertStore, TlsError> {
     let (_, _, ca) = identity.tls_parts()?;
     let mut roots = roots(ca)?;
     let native = rustls_native_certs::load_native_certs();
@@ -284,11 +284,7 @@ pub fn verified_client_config(identity: &Identity) -> Result<Arc<ClientConfig>, 
         tracing::warn!(%error, "a certificate of the machine's trust store cannot be read");
     }
     roots.add_parsable_certificates(native.certs);
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+    Ok(roots)
 }
 
 /// The devices' side: a server configuration by certificate name, made from the state and made anew when the

@@ -67,7 +67,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that name a library, each alone.
-const OWNS: &[(&str, &[&str])] = &[("openraft::", &["raft"]), ("rocksdb::", &["raft", "spool"])];
+const OWNS: &[(&str, &[&str])] =
+    &[("openraft::", &["raft"]), ("rocksdb::", &["raft", "spool"]), ("hickory_resolver::", &["outbound"])];
 
 fn files(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).unwrap() {

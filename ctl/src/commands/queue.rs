@@ -22,6 +22,10 @@ pub(crate) enum QueueCommand {
     Retry(ChangeArgs),
     /// Throw away: the sender is not told
     Delete(ChangeArgs),
+    /// Keep back until released; what is under way finishes
+    Hold(ChangeArgs),
+    /// Let go on what was held, at once
+    Release(ChangeArgs),
 }
 
 /// What a letter waits for.
@@ -33,6 +37,8 @@ enum State {
     Retry,
     /// For the end of the present attempt
     Active,
+    /// For an administrator
+    Held,
 }
 
 /// Which letters.
@@ -85,11 +91,12 @@ pub(crate) struct ListArgs {
     limit: u32,
 }
 
-/// Flags of `queue retry` and `queue delete`.
+/// Flags of `queue retry`, `delete`, `hold` and `release`.
 #[derive(Debug, Args)]
 #[command(before_help = "Examples:
   posthousectl queue retry --domain partner.example
   posthousectl queue delete --id 01ABCDEFGHJKM --reason 'sent by mistake'
+  posthousectl queue hold --sender erp@corp.example --reason 'sends everything twice'
   posthousectl queue retry --all")]
 pub(crate) struct ChangeArgs {
     #[command(flatten)]
@@ -119,6 +126,7 @@ impl FilterFlags {
                 Some(State::Ready) => "ready",
                 Some(State::Retry) => "retry",
                 Some(State::Active) => "active",
+                Some(State::Held) => "held",
             }
             .to_owned(),
             node: self.on_node,
@@ -137,6 +145,8 @@ pub(crate) async fn run(command: QueueCommand, console: &Console) -> Result<Exit
         QueueCommand::List(args) => list(args, console).await,
         QueueCommand::Retry(args) => change(args, console, Verb::Retry).await,
         QueueCommand::Delete(args) => change(args, console, Verb::Delete).await,
+        QueueCommand::Hold(args) => change(args, console, Verb::Hold).await,
+        QueueCommand::Release(args) => change(args, console, Verb::Release).await,
     }
 }
 
@@ -230,6 +240,8 @@ fn row(message: &QueuedMessage, wide: bool) -> Vec<String> {
 enum Verb {
     Retry,
     Delete,
+    Hold,
+    Release,
 }
 
 async fn change(args: ChangeArgs, console: &Console, verb: Verb) -> Result<Exit, Failure> {
@@ -250,6 +262,8 @@ async fn change(args: ChangeArgs, console: &Console, verb: Verb) -> Result<Exit,
     let reply = match verb {
         Verb::Retry => client.write(async |mut admin| admin.queue_retry(request.clone()).await).await?,
         Verb::Delete => client.write(async |mut admin| admin.queue_delete(request.clone()).await).await?,
+        Verb::Hold => client.write(async |mut admin| admin.queue_hold(request.clone()).await).await?,
+        Verb::Release => client.write(async |mut admin| admin.queue_release(request.clone()).await).await?,
     };
     print_change(console, verb, &reply)?;
     complete(&reply.unreachable, "its letters are as they were")
@@ -260,6 +274,8 @@ fn print_change(console: &Console, verb: Verb, reply: &QueueChangeReply) -> Resu
     let (schema, done) = match verb {
         Verb::Retry => ("queue-retry", "tried again now"),
         Verb::Delete => ("queue-delete", "deleted"),
+        Verb::Hold => ("queue-hold", "held"),
+        Verb::Release => ("queue-release", "released"),
     };
     if console.out.format.is_json() {
         let object = json!({"changed": changed, "ids": ids, "unreachable": unreachable, "dry_run": dry_run});

@@ -8,22 +8,25 @@ use super::problem::invalid;
 use crate::clock::{now_ms, rfc3339};
 use crate::config::is_name;
 use crate::connector::{
-    AddressSpace, Binding, DomainKind, Principal, ReceiveConnector, RemoteIpRange, Right, SendConnector, SendTls,
-    SizeMode, SmartHost, effective_rights, parse_words,
+    Binding, DomainKind, Principal, ReceiveConnector, RemoteIpRange, Right, SizeMode, effective_rights, parse_words,
 };
 use crate::credential::Credential;
 use crate::state::{AcceptedDomain, AllowlistEntry, StateView, Versioned};
 
 /// A field that cannot be parsed.
-fn bad(code: &str, field: &str, cause: impl ToString) -> Status {
+pub(super) fn bad(code: &str, field: &str, cause: impl ToString) -> Status {
     invalid(code, format!("{field} is not valid"), cause, &format!("correct --{}", field.replace('_', "-")))
 }
 
-fn strings(values: impl IntoIterator<Item = impl ToString>) -> Option<StringList> {
+pub(super) fn strings(values: impl IntoIterator<Item = impl ToString>) -> Option<StringList> {
     Some(StringList { values: values.into_iter().map(|value| value.to_string()).collect() })
 }
 
-fn words<T: std::str::FromStr<Err: ToString>>(code: &str, field: &str, list: &StringList) -> Result<Vec<T>, Status> {
+pub(super) fn words<T: std::str::FromStr<Err: ToString>>(
+    code: &str,
+    field: &str,
+    list: &StringList,
+) -> Result<Vec<T>, Status> {
     list.values.iter().map(|word| word.trim().parse().map_err(|error: T::Err| bad(code, field, error))).collect()
 }
 
@@ -33,6 +36,8 @@ macro_rules! take {
         $(if let Some(value) = &$from.$field { $to.$field = value.clone(); })+
     };
 }
+
+pub(super) use take;
 
 const CONNECTOR: &str = "PH-CONN-003";
 
@@ -265,53 +270,6 @@ pub(super) fn domain_out(found: &Versioned<AcceptedDomain>) -> v1::Domain {
         DomainKind::ExternalRelay => "external_relay",
     };
     v1::Domain { name: format!("{prefix}{}", domain.name), r#type: Some(kind.to_owned()), revision: found.revision }
-}
-
-const ROUTE: &str = "PH-ROUTE-003";
-
-/// Changes `route` as the request says, leaving the rest.
-pub(super) fn merge_route(mut route: SendConnector, from: &v1::Route) -> Result<SendConnector, Status> {
-    take!(from, route: cost, max_connections, enabled, comment);
-    if let Some(list) = &from.address_spaces {
-        route.address_spaces = words::<AddressSpace>(ROUTE, "address_spaces", list)?;
-    }
-    if let Some(list) = &from.smart_hosts {
-        route.smart_hosts = words::<SmartHost>(ROUTE, "smart_hosts", list)?;
-    }
-    if let Some(tls) = &from.tls {
-        route.tls = match tls.to_ascii_lowercase().as_str() {
-            "off" | "none" => SendTls::Off,
-            "opportunistic" => SendTls::Opportunistic,
-            "required" => SendTls::Required,
-            _ => return Err(bad(ROUTE, "tls", "it is off, opportunistic or required")),
-        };
-    }
-    if let Some(fqdn) = &from.fqdn {
-        route.fqdn = (!fqdn.is_empty()).then(|| fqdn.clone());
-    }
-    Ok(route)
-}
-
-/// A route as administrators read it.
-pub(super) fn route_out(found: &Versioned<std::sync::Arc<SendConnector>>) -> v1::Route {
-    let route = &found.value;
-    let tls = match route.tls {
-        SendTls::Off => "off",
-        SendTls::Opportunistic => "opportunistic",
-        SendTls::Required => "required",
-    };
-    v1::Route {
-        name: route.name.clone(),
-        address_spaces: strings(&route.address_spaces),
-        cost: Some(route.cost),
-        smart_hosts: strings(&route.smart_hosts),
-        tls: Some(tls.to_owned()),
-        max_connections: Some(route.max_connections),
-        enabled: Some(route.enabled),
-        comment: Some(route.comment.clone()),
-        fqdn: Some(route.fqdn.clone().unwrap_or_default()),
-        revision: found.revision,
-    }
 }
 
 const CREDENTIAL: &str = "PH-CRED-003";

@@ -7,7 +7,7 @@ use tonic::Status;
 
 use super::problem::{exit, invalid, problem, status};
 use crate::clock::now_ms;
-use crate::connector::{Query, ReceiveConnector, explain};
+use crate::connector::{LetterFacts, Query, ReceiveConnector, explain};
 use crate::credential::Credential;
 use crate::mail::{ForwardPath, ReversePath};
 use crate::state::StateView;
@@ -73,14 +73,12 @@ pub(super) fn explain_ip(view: &StateView, request: &v1::ExplainIpRequest) -> Re
         decision: if step.accepted { "accept" } else { "reject" }.to_owned(),
         detail: step.detail.clone(),
     });
+    let connector = answer.winner.as_ref().map_or("", |winner| winner.connector.name.as_str());
     let next_hop = recipients
         .first()
         .and_then(ForwardPath::domain)
-        .map(|domain| match view.routes.find(domain) {
-            Some(route) => {
-                let hosts: Vec<String> = route.smart_hosts.iter().map(ToString::to_string).collect();
-                format!("{} via route \"{}\"", hosts.join(", "), route.name)
-            }
+        .map(|domain| match view.routes.find(LetterFacts { domain, sender: &sender, connector }) {
+            Some(route) => format!("{} via route \"{}\"", super::route::destination(route), route.name),
             None => "no route: it would wait (posthousectl route add)".to_owned(),
         })
         .unwrap_or_default();

@@ -10,6 +10,7 @@ mod join;
 mod local;
 mod problem;
 mod queue;
+mod route;
 mod rpc;
 mod service;
 

@@ -29,6 +29,8 @@ const LIMIT_MAX: usize = 10_000;
 pub(super) enum Verb {
     Retry,
     Delete,
+    Hold,
+    Release,
 }
 
 /// Asks every other node (or the one that is named), all at once. Answers what came, and who did not answer.
@@ -73,8 +75,8 @@ fn filter(request: &v1::QueueRequest) -> Result<QueueFilter, Status> {
     let state = match some(&request.state) {
         None => None,
         Some(word) => Some(LetterState::parse(&word).ok_or_else(|| {
-            let cause = format!("\"{word}\" is not ready, retry or active");
-            invalid("PH-QUEUE-003", "the state is not valid", cause, "--state ready, retry or active")
+            let cause = format!("\"{word}\" is not ready, retry, active or held");
+            invalid("PH-QUEUE-003", "the state is not valid", cause, "--state ready, retry, active or held")
         })?),
     };
     let domain = match some(&request.domain) {
@@ -134,7 +136,7 @@ pub(super) async fn summary(
         }
         reply.unreachable = unreachable;
     }
-    for state in ["ready", "active", "retry"] {
+    for state in ["ready", "active", "retry", "held"] {
         reply.by_state.entry(state.to_owned()).or_default();
     }
     Ok(reply)
@@ -203,7 +205,7 @@ fn letter_out(letter: QueuedMessage) -> v1::QueuedMessage {
     }
 }
 
-/// Retries or deletes the letters that match, on all nodes.
+/// Retries, deletes, holds or releases the letters that match, on all nodes.
 pub(super) async fn change(
     context: &Arc<Context>,
     actor: &Actor,
@@ -235,6 +237,8 @@ pub(super) async fn change(
                 .map(|found| found.messages.into_iter().map(|letter| letter.id).collect::<Vec<_>>()),
             (false, Verb::Retry) => context.queue.retry(&filter).await,
             (false, Verb::Delete) => context.queue.delete(&filter, &detail).await,
+            (false, Verb::Hold) => context.queue.hold(&filter, true, &detail).await,
+            (false, Verb::Release) => context.queue.hold(&filter, false, &detail).await,
         };
         let changed = changed.map_err(|error| internal("the queue cannot be changed", error))?;
         if verb == Verb::Delete && !options.dry_run && !changed.is_empty() {
@@ -254,6 +258,8 @@ pub(super) async fn change(
                 match verb {
                     Verb::Retry => client.queue_retry(Request::new(asked)).await,
                     Verb::Delete => client.queue_delete(Request::new(asked)).await,
+                    Verb::Hold => client.queue_hold(Request::new(asked)).await,
+                    Verb::Release => client.queue_release(Request::new(asked)).await,
                 }
             }
         })

@@ -373,7 +373,7 @@ impl Admin for AdminService {
 
     async fn put_route(&self, request: Request<v1::PutRouteRequest>) -> Result<Response<v1::WriteReply>, Status> {
         let (context, actor) = self.open(&request)?;
-        let v1::PutRouteRequest { route, create, options } = request.into_inner();
+        let v1::PutRouteRequest { route, create, options, auth_password } = request.into_inner();
         let from = route.unwrap_or_default();
         let written = merged_write!(&context, &actor, options, |view| {
             let found = view.state.routes.get(&from.name);
@@ -381,7 +381,7 @@ impl Admin for AdminService {
                 Some(found) if !create => (*found.value).clone(),
                 _ => SendConnector::new(from.name.clone()),
             };
-            let route = convert::merge_route(base, &from)?;
+            let route = super::route::merge(&context, base, &from, auth_password.as_deref())?;
             let revision = found.filter(|_| !create).map(|found| found.revision);
             (Change::PutRoute { create, route }, revision, vec![])
         });
@@ -398,8 +398,13 @@ impl Admin for AdminService {
     async fn list_routes(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListRoutesReply>, Status> {
         let (context, _) = self.open(&request)?;
         let view = context.view();
-        let routes = view.state.routes.values().map(convert::route_out).collect();
+        let routes = view.state.routes.values().map(super::route::route_out).collect();
         Ok(Response::new(v1::ListRoutesReply { routes, revision: view.revision }))
+    }
+
+    async fn test_route(&self, request: Request<v1::TestRouteRequest>) -> Result<Response<v1::TestRouteReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        Ok(Response::new(super::route::test(&context, request.into_inner()).await?))
     }
 
     async fn put_credential(
@@ -537,6 +542,21 @@ impl Admin for AdminService {
     async fn queue_retry(&self, request: Request<v1::QueueRequest>) -> Result<Response<v1::QueueChangeReply>, Status> {
         let (context, actor) = self.open(&request)?;
         super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Retry).await.map(Response::new)
+    }
+
+    async fn queue_hold(&self, request: Request<v1::QueueRequest>) -> Result<Response<v1::QueueChangeReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Hold).await.map(Response::new)
+    }
+
+    async fn queue_release(
+        &self,
+        request: Request<v1::QueueRequest>,
+    ) -> Result<Response<v1::QueueChangeReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Release)
+            .await
+            .map(Response::new)
     }
 
     async fn queue_delete(&self, request: Request<v1::QueueRequest>) -> Result<Response<v1::QueueChangeReply>, Status> {

@@ -1,6 +1,7 @@
 //! The only place where rooms are joined to each other: a node and a front, from their files to their last breath.
 
 mod bootstrap;
+mod delivery;
 mod front;
 mod node;
 
@@ -52,6 +53,12 @@ pub enum AppError {
         fqdn: String,
         /// Why.
         source: crate::mail::AddressError,
+    },
+    /// The resolver cannot be made.
+    #[error("dns: {why}")]
+    Dns {
+        /// Why.
+        why: String,
     },
     /// The proxy cannot start.
     #[error(transparent)]

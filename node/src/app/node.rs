@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::Server;
 
-use super::{AppError, bootstrap};
+use super::{AppError, bootstrap, delivery};
 use crate::admin::{
     AdminService, Context, ContextSlot, FrontLinkService, JoinService, Lifecycle, LocalService, bind_local, failure,
     http::Pages, serve_local, serve_tls,
@@ -24,7 +24,6 @@ use crate::config::NodeConfig;
 use crate::health::{Facts, Readiness, assess};
 use crate::inbound::{Inbound, InboundOptions};
 use crate::mail::Domain;
-use crate::outbound::{Deadlines, Outbound};
 use crate::pki::{Identity, IdentityRole};
 use crate::queue::{NodeFacts, QueueDeps, QueueManager, QueueSettings};
 use crate::raft::{LocalFacts, RaftHandle, RaftOptions};
@@ -195,13 +194,8 @@ impl Node {
             name: identity.name.clone(),
             fqdn: Domain::parse(&fqdn).map_err(|error| AppError::Fqdn { fqdn: fqdn.clone(), source: error })?,
         });
-        let outbound = Outbound {
-            fqdn: fqdn.clone(),
-            own: sockets.addresses(),
-            opportunistic: tls::opportunistic_client_config()?,
-            verified: tls::verified_client_config(&identity)?,
-            deadlines: Deadlines::default(),
-        };
+        let own = sockets.addresses();
+        let outbound = delivery::outbound(&self.config, &identity, fqdn.clone(), own, raft.view(), data_key.clone())?;
         let section = &self.config.queue;
         let settings = QueueSettings {
             glitch_retry_interval: section.glitch_retry_interval,

@@ -14,6 +14,7 @@ mod receive;
 mod recipient_domain;
 mod reserved;
 mod rights;
+mod route_table;
 mod segments;
 mod send;
 mod sender;
@@ -34,7 +35,8 @@ pub use recipient_domain::{RecipientDomainError, RecipientDomainPattern};
 pub use rights::{
     AuthMechanism, GrantedRight, PermissionGroup, Principal, Right, Rights, UnknownWord, effective_rights, parse_words,
 };
-pub use send::{AddressSpace, RouteTable, SendConnector, SendError, SendTls, SmartHost};
+pub use route_table::{LetterFacts, RouteTable};
+pub use send::{AddressSpace, RetryOverride, RouteAuth, SendConnector, SendError, SendTls, SmartHost};
 pub use sender::{SenderPattern, SenderRule};
 pub use switches::{Leniency, MessageRateSource, ProtocolLoggingLevel};
 pub use table::{AllowlistRange, Candidate, CandidateResult, ConnectorTable, Match};

@@ -1,14 +1,13 @@
-//! `SendConnector` (a route, on the command line): address spaces → smart hosts, and the table that picks one for a
-//! recipient's domain.
+//! `SendConnector` (a route, on the command line): which letters it takes, and how they leave: to smart hosts or by MX,
+//! with which TLS, credential, source address, limits and schedule. The table that picks one is in `route_table`.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::SenderPattern;
 use super::receive::{is_host_name, is_object_name};
 use crate::mail::Domain;
 
@@ -19,6 +18,14 @@ const MAX_CONNECTIONS_DEFAULT: u32 = 20;
 /// The port of mail between servers (RFC 5321 §2.3.4).
 const PORT_DEFAULT: u16 = 25;
 const LIST_MAX: usize = 1000;
+/// Exchange's SmtpMaxMessagesPerConnection.
+const MAX_MESSAGES_PER_CONNECTION_DEFAULT: u32 = 20;
+/// A bundle of a hundred authorities; the whole list of browsers belongs into the machine's own store.
+const TLS_CA_BYTES_MAX: usize = 256 * 1024;
+/// A year: whoever waits longer has forgotten.
+const RETRY_SECS_MAX: u64 = 366 * 24 * 3600;
+/// RFC 4954 §4: no credential in use is longer.
+const AUTH_USER_CHARS_MAX: usize = 255;
 
 /// Which recipient domains a send connector takes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -40,6 +47,9 @@ pub struct SmartHost {
     pub host: String,
     /// The port; 25 where none is written.
     pub port: u16,
+    /// Its share among the weighted smart hosts; 0, where none is written: a standby, tried after those in the order
+    /// given.
+    pub weight: u16,
 }
 
 /// Whether delivery is encrypted.
@@ -51,15 +61,65 @@ pub enum SendTls {
     /// Where the next hop offers it, without looking at its certificate (RFC 7435).
     #[default]
     Opportunistic,
-    /// Always, with a certificate that is valid for the smart host; else the letter waits.
+    /// Always, whoever the certificate belongs to; else the letter waits.
     Required,
+    /// Always, with a certificate that an authority we trust gave to the next hop's name; else the letter waits.
+    Verified,
 }
 
 super::rights::words!(SendTls, "a TLS setting", "", {
     Off => "off" | "none",
     Opportunistic => "opportunistic",
     Required => "required",
+    Verified => "verified",
 });
+
+impl SendTls {
+    /// Whether nothing may leave in clear text.
+    #[must_use]
+    pub fn is_mandatory(self) -> bool {
+        matches!(self, Self::Required | Self::Verified)
+    }
+}
+
+/// Who we are towards a smart host (RFC 4954).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteAuth {
+    /// The user name.
+    pub user: String,
+    /// The password, sealed with the cluster's data key for this route. Never in clear text here.
+    pub sealed_password: String,
+}
+
+/// When letters of a route are tried again, where it differs from the node file's `[queue]`. In seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RetryOverride {
+    /// Exchange's `QueueGlitchRetryInterval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub glitch_retry_interval_secs: Option<u64>,
+    /// Exchange's `TransientFailureRetryInterval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transient_failure_retry_interval_secs: Option<u64>,
+    /// Exchange's `MessageRetryInterval`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_retry_interval_secs: Option<u64>,
+    /// Exchange's `MessageExpirationTimeout`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_expiration_timeout_secs: Option<u64>,
+}
+
+impl RetryOverride {
+    /// Every value, with the name of its setting.
+    fn values(&self) -> [(&'static str, Option<u64>); 4] {
+        [
+            ("glitch_retry_interval", self.glitch_retry_interval_secs),
+            ("transient_failure_retry_interval", self.transient_failure_retry_interval_secs),
+            ("message_retry_interval", self.message_retry_interval_secs),
+            ("message_expiration_timeout", self.message_expiration_timeout_secs),
+        ]
+    }
+}
 
 /// A send connector.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,14 +135,36 @@ pub struct SendConnector {
     pub address_spaces: Vec<AddressSpace>,
     /// Among equally specific address spaces the lowest cost wins.
     pub cost: u32,
-    /// The next hops, tried in this order.
+    /// Only letters of these senders; empty: any.
+    pub senders: Vec<SenderPattern>,
+    /// Only letters that these receive connectors took; empty: any.
+    pub connectors: Vec<String>,
+    /// Delivers to the recipient domain's own servers, as the DNS names them, instead of to smart hosts.
+    pub mx: bool,
+    /// The next hops: weighted ones by chance, then the others in this order.
     pub smart_hosts: Vec<SmartHost>,
     /// Whether delivery is encrypted.
     pub tls: SendTls,
-    /// Connections to one smart host at a time, per node.
+    /// With `verified`: the names of which the certificate must have one; empty: the next hop's own.
+    pub tls_names: Vec<String>,
+    /// With `verified`: the authorities to trust, PEM; empty: the machine's trust store and the cluster's authority.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tls_ca_pem: String,
+    /// Who we are towards the smart hosts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth: Option<RouteAuth>,
+    /// Connections to one destination at a time, per node: the smart hosts of the route, or a recipient domain.
     pub max_connections: u32,
+    /// Letters on one connection, after which it is closed.
+    pub max_messages_per_connection: u32,
+    /// Letters to one destination per minute, per node; 0: unlimited.
+    pub rate_per_minute: u32,
+    /// The local addresses to connect from, at most one of each family; empty: the machine decides.
+    pub source_addresses: Vec<IpAddr>,
     /// The name in `EHLO`; absent: the node's own.
     pub fqdn: Option<String>,
+    /// Where the schedule differs from the node's.
+    pub retry: RetryOverride,
 }
 
 /// Why a send connector cannot be.
@@ -101,10 +183,50 @@ pub enum SendError {
     #[error("{0:?} is not an address space such as *, corp.example or *.corp.example")]
     AddressSpaceSyntax(String),
     /// No smart host, or too many.
-    #[error("smart_hosts must name 1 to {LIST_MAX}, such as smarthost.corp.example:25")]
+    #[error(
+        "smart_hosts must name 1 to {LIST_MAX}, such as smarthost.corp.example:25, unless the route delivers by MX"
+    )]
     SmartHosts,
+    /// Two ways at once.
+    #[error("a route delivers by MX or to smart_hosts, not both")]
+    MxAndSmartHosts,
+    /// Too many, or a name that no receive connector can have.
+    #[error("connectors must name at most {LIST_MAX} receive connectors")]
+    Connectors,
+    /// Too many.
+    #[error("senders must name at most {LIST_MAX}, such as scan@corp.example or @corp.example")]
+    Senders,
+    /// Not a name that a certificate has.
+    #[error("tls_names must be host names such as mx.partner.example, not {0:?}")]
+    TlsNames(String),
+    /// Not certificates.
+    #[error("tls_ca must be PEM certificates of at most {} KiB", TLS_CA_BYTES_MAX / 1024)]
+    TlsCa,
+    /// A setting of `verified` without it.
+    #[error("tls_names and tls_ca mean something with tls verified only")]
+    TlsNotVerified,
+    /// A password needs somebody it belongs to.
+    #[error("auth_user must have 1 to {AUTH_USER_CHARS_MAX} characters and no control characters")]
+    AuthUser,
+    /// Servers found by the DNS know no password of ours.
+    #[error("auth belongs to smart_hosts, not to a route that delivers by MX")]
+    AuthWithMx,
+    /// Letters per connection out of range.
+    #[error("max_messages_per_connection must be from 1 to 10000, not {0}")]
+    MaxMessagesPerConnection(u32),
+    /// Rate out of range.
+    #[error("rate_per_minute must be at most 1000000 (0: unlimited), not {0}")]
+    Rate(u32),
+    /// Not usable as a local address.
+    #[error("source_addresses must be at most one IPv4 and one IPv6 address of this machine")]
+    SourceAddresses,
+    /// An interval out of range.
+    #[error("{0} must be from 1 second to 366 days")]
+    Retry(&'static str),
     /// A text that is not a smart host.
-    #[error("{0:?} is not a smart host such as smarthost.corp.example:25, 10.1.2.3:25 or [2001:db8::1]:25")]
+    #[error(
+        "{0:?} is not a smart host such as smarthost.corp.example:25, 10.1.2.3:25 or [2001:db8::1]:25, with =WEIGHT behind it for a share"
+    )]
     SmartHostSyntax(String),
     /// Cost out of range.
     #[error("cost must be from 1 to 100, not {0}")]
@@ -133,10 +255,20 @@ impl SendConnector {
             enabled: true,
             address_spaces: Vec::new(),
             cost: COST_DEFAULT,
+            senders: Vec::new(),
+            connectors: Vec::new(),
+            mx: false,
             smart_hosts: Vec::new(),
             tls: SendTls::default(),
+            tls_names: Vec::new(),
+            tls_ca_pem: String::new(),
+            auth: None,
             max_connections: MAX_CONNECTIONS_DEFAULT,
+            max_messages_per_connection: MAX_MESSAGES_PER_CONNECTION_DEFAULT,
+            rate_per_minute: 0,
+            source_addresses: Vec::new(),
             fqdn: None,
+            retry: RetryOverride::default(),
         }
     }
 
@@ -154,19 +286,82 @@ impl SendConnector {
         if self.address_spaces.is_empty() || self.address_spaces.len() > LIST_MAX {
             return Err(SendError::AddressSpaces);
         }
-        if self.smart_hosts.is_empty() || self.smart_hosts.len() > LIST_MAX {
-            return Err(SendError::SmartHosts);
-        }
+        self.check_next_hops()?;
+        self.check_tls_and_auth()?;
         if !(1..=100).contains(&self.cost) {
             return Err(SendError::Cost(self.cost));
         }
         if !(1..=1000).contains(&self.max_connections) {
             return Err(SendError::MaxConnections(self.max_connections));
         }
+        if !(1..=10_000).contains(&self.max_messages_per_connection) {
+            return Err(SendError::MaxMessagesPerConnection(self.max_messages_per_connection));
+        }
+        if self.rate_per_minute > 1_000_000 {
+            return Err(SendError::Rate(self.rate_per_minute));
+        }
+        if self.senders.len() > LIST_MAX {
+            return Err(SendError::Senders);
+        }
+        if self.connectors.len() > LIST_MAX || !self.connectors.iter().all(|name| is_object_name(name)) {
+            return Err(SendError::Connectors);
+        }
+        for (setting, secs) in self.retry.values() {
+            if secs.is_some_and(|secs| !(1..=RETRY_SECS_MAX).contains(&secs)) {
+                return Err(SendError::Retry(setting));
+            }
+        }
         if self.fqdn.as_ref().is_some_and(|fqdn| !is_host_name(fqdn)) {
             return Err(SendError::Fqdn);
         }
         Ok(())
+    }
+
+    fn check_next_hops(&self) -> Result<(), SendError> {
+        match (self.mx, self.smart_hosts.len()) {
+            (true, 0) | (false, 1..=LIST_MAX) => {}
+            (true, _) => return Err(SendError::MxAndSmartHosts),
+            (false, _) => return Err(SendError::SmartHosts),
+        }
+        let usable = |ip: &IpAddr| !ip.is_unspecified() && !ip.is_multicast();
+        let fours = self.source_addresses.iter().filter(|ip| ip.is_ipv4()).count();
+        let sixes = self.source_addresses.len() - fours;
+        if fours > 1 || sixes > 1 || !self.source_addresses.iter().all(usable) {
+            return Err(SendError::SourceAddresses);
+        }
+        Ok(())
+    }
+
+    fn check_tls_and_auth(&self) -> Result<(), SendError> {
+        if self.tls != SendTls::Verified && !(self.tls_names.is_empty() && self.tls_ca_pem.is_empty()) {
+            return Err(SendError::TlsNotVerified);
+        }
+        let wrong = |name: &&String| !is_host_name(name) && name.parse::<IpAddr>().is_err();
+        if let Some(name) = self.tls_names.iter().find(wrong) {
+            return Err(SendError::TlsNames(name.chars().take(300).collect()));
+        }
+        if self.tls_ca_pem.len() > TLS_CA_BYTES_MAX
+            || !(self.tls_ca_pem.is_empty() || self.tls_ca_pem.contains("-----BEGIN CERTIFICATE-----"))
+            || self.tls_names.len() > LIST_MAX
+        {
+            return Err(SendError::TlsCa);
+        }
+        if let Some(auth) = &self.auth {
+            let count = auth.user.chars().count();
+            if !(1..=AUTH_USER_CHARS_MAX).contains(&count) || auth.user.chars().any(char::is_control) {
+                return Err(SendError::AuthUser);
+            }
+            if self.mx {
+                return Err(SendError::AuthWithMx);
+            }
+        }
+        Ok(())
+    }
+
+    /// The local address to connect from to `ip`.
+    #[must_use]
+    pub fn source_for(&self, ip: IpAddr) -> Option<IpAddr> {
+        self.source_addresses.iter().find(|source| source.is_ipv4() == ip.is_ipv4()).copied()
     }
 }
 
@@ -204,9 +399,16 @@ impl FromStr for SmartHost {
     fn from_str(text: &str) -> Result<Self, SendError> {
         let error = || SendError::SmartHostSyntax(text.chars().take(300).collect());
         let text = text.trim();
+        let (text, weight) = match text.rsplit_once('=') {
+            None => (text, 0),
+            Some((text, digits)) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
+                (text, digits.parse().map_err(|_| error())?)
+            }
+            Some(_) => return Err(error()),
+        };
         // An IPv6 address without brackets has no port; `2001:db8::1:25` would be read two ways.
         if let Ok(ip) = text.parse::<Ipv6Addr>() {
-            return Ok(Self { host: IpAddr::V6(ip).to_canonical().to_string(), port: PORT_DEFAULT });
+            return Ok(Self { host: IpAddr::V6(ip).to_canonical().to_string(), port: PORT_DEFAULT, weight });
         }
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -231,17 +433,26 @@ impl FromStr for SmartHost {
         if port == 0 || !(named || host.parse::<IpAddr>().is_ok()) {
             return Err(error());
         }
-        Ok(Self { host, port })
+        Ok(Self { host, port, weight })
+    }
+}
+
+impl SmartHost {
+    /// `host:port`, without the weight.
+    #[must_use]
+    pub fn address(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 }
 
 impl fmt::Display for SmartHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
+        f.write_str(&self.address())?;
+        if self.weight > 0 { write!(f, "={}", self.weight) } else { Ok(()) }
     }
 }
 
@@ -262,108 +473,11 @@ macro_rules! string_serde {
 }
 string_serde!(AddressSpace, SmartHost);
 
-/// Which send connector takes a letter for a domain. Immutable.
-#[derive(Debug, Default)]
-pub struct RouteTable {
-    exact: HashMap<String, Arc<SendConnector>>,
-    subdomains: HashMap<String, Arc<SendConnector>>,
-    all: Option<Arc<SendConnector>>,
-}
-
-impl RouteTable {
-    /// Builds the table from every send connector; disabled ones are left out.
-    pub fn build(routes: impl IntoIterator<Item = Arc<SendConnector>>) -> Self {
-        let mut routes: Vec<_> = routes.into_iter().filter(|route| route.enabled).collect();
-        routes.sort_by(|a, b| a.cost.cmp(&b.cost).then_with(|| a.name.cmp(&b.name)));
-        let mut table = Self::default();
-        for route in routes {
-            for space in &route.address_spaces {
-                // The first one stays: the lowest cost, then the smallest name.
-                match space {
-                    AddressSpace::All => {
-                        table.all.get_or_insert_with(|| Arc::clone(&route));
-                    }
-                    AddressSpace::Subdomains(parent) => {
-                        table.subdomains.entry(parent.as_str().to_owned()).or_insert_with(|| Arc::clone(&route));
-                    }
-                    AddressSpace::Exact(domain) => {
-                        table.exact.entry(domain.as_str().to_owned()).or_insert_with(|| Arc::clone(&route));
-                    }
-                }
-            }
-        }
-        table
-    }
-
-    /// Finds the send connector with the most specific address space: the exact domain, then the closest parent with
-    /// subdomains, then `*`; among equals the lowest cost, then the smallest name.
-    #[must_use]
-    pub fn find(&self, domain: &Domain) -> Option<&Arc<SendConnector>> {
-        if !domain.is_literal() {
-            let name = domain.as_str();
-            if let Some(route) = self.exact.get(name) {
-                return Some(route);
-            }
-            let parents = std::iter::successors(Some(name), |rest| rest.split_once('.').map(|(_, parent)| parent));
-            for parent in parents {
-                if let Some(route) = self.subdomains.get(parent) {
-                    return Some(route);
-                }
-            }
-        }
-        self.all.as_ref()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-
-    fn route(name: &str, cost: u32, spaces: &[&str]) -> Arc<SendConnector> {
-        let mut route = SendConnector::new(name);
-        route.cost = cost;
-        route.address_spaces = spaces.iter().map(|text| text.parse().unwrap()).collect();
-        route.smart_hosts = vec!["hub.corp.example".parse().unwrap()];
-        route.check().unwrap();
-        Arc::new(route)
-    }
-
-    fn winner<'a>(table: &'a RouteTable, domain: &str) -> Option<&'a str> {
-        table.find(&Domain::parse(domain).unwrap()).map(|route| route.name.as_str())
-    }
-
-    #[test]
-    fn the_most_specific_address_space_wins_then_cost_then_name() {
-        let table = RouteTable::build([
-            route("default", 1, &["*"]),
-            route("backup", 2, &["*", "*.corp.example"]),
-            route("corp", 5, &["*.corp.example"]),
-            route("lab", 100, &["*.lab.corp.example"]),
-            route("host-b", 7, &["mx.lab.corp.example"]),
-            route("host-a", 7, &["mx.lab.corp.example"]),
-        ]);
-        for (domain, expected) in [
-            ("mx.lab.corp.example", "host-a"),
-            ("other.lab.corp.example", "lab"),
-            ("lab.corp.example", "lab"),
-            ("corp.example", "backup"),
-            ("a.b.corp.example", "backup"),
-            ("xcorp.example", "default"),
-            ("[192.0.2.1]", "default"),
-        ] {
-            assert_eq!(winner(&table, domain), Some(expected), "{domain}");
-        }
-    }
-
-    #[test]
-    fn a_disabled_route_takes_nothing_and_no_route_is_no_answer() {
-        let mut disabled = SendConnector::clone(&route("default", 1, &["*"]));
-        disabled.enabled = false;
-        assert_eq!(winner(&RouteTable::build([Arc::new(disabled)]), "corp.example"), None);
-        assert_eq!(winner(&RouteTable::build([route("corp", 1, &["corp.example"])]), "sub.corp.example"), None);
-    }
 
     #[test]
     fn smart_hosts_parse_and_show_the_same() {
@@ -376,6 +490,10 @@ mod tests {
             ("[2001:db8::1]:26", "[2001:db8::1]:26"),
             ("2001:db8::1", "[2001:db8::1]:25"),
             ("[::ffff:10.1.2.3]", "10.1.2.3:25"),
+            ("hub.corp.example=3", "hub.corp.example:25=3"),
+            ("[2001:db8::1]:26=65535", "[2001:db8::1]:26=65535"),
+            ("2001:db8::1=2", "[2001:db8::1]:25=2"),
+            ("hub:25=0", "hub:25"),
         ] {
             let host: SmartHost = text.parse().unwrap();
             assert_eq!(host.to_string(), shown);
@@ -397,6 +515,10 @@ mod tests {
             "hub..x",
             "-hub",
             "h\r\nx",
+            "hub:25=",
+            "hub:25=x",
+            "hub:25=65536",
+            "=3",
         ] {
             assert!(text.parse::<SmartHost>().is_err(), "{text:?}");
         }
@@ -424,5 +546,61 @@ mod tests {
         bad.cost = 1;
         bad.max_connections = 0;
         assert_eq!(bad.check(), Err(SendError::MaxConnections(0)));
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused() {
+        type Change = fn(&mut SendConnector);
+        let cases: [(Change, SendError); 14] = [
+            (|route| route.mx = true, SendError::MxAndSmartHosts),
+            (|route| route.tls_names = vec!["mx.example".into()], SendError::TlsNotVerified),
+            (|route| route.tls_ca_pem = "x".into(), SendError::TlsNotVerified),
+            (
+                |route| (route.tls, route.tls_names) = (SendTls::Verified, vec!["a b".into()]),
+                SendError::TlsNames("a b".into()),
+            ),
+            (|route| (route.tls, route.tls_ca_pem) = (SendTls::Verified, "x".into()), SendError::TlsCa),
+            (
+                |route| {
+                    (route.mx, route.smart_hosts) = (true, vec![]);
+                    route.auth = Some(RouteAuth { user: "u".into(), sealed_password: "x".into() });
+                },
+                SendError::AuthWithMx,
+            ),
+            (
+                |route| route.auth = Some(RouteAuth { user: String::new(), sealed_password: "x".into() }),
+                SendError::AuthUser,
+            ),
+            (|route| route.max_messages_per_connection = 0, SendError::MaxMessagesPerConnection(0)),
+            (|route| route.rate_per_minute = 1_000_001, SendError::Rate(1_000_001)),
+            (|route| route.source_addresses = vec!["0.0.0.0".parse().unwrap()], SendError::SourceAddresses),
+            (
+                |route| route.source_addresses = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().unwrap()).to_vec(),
+                SendError::SourceAddresses,
+            ),
+            (|route| route.connectors = vec![String::new()], SendError::Connectors),
+            (|route| route.retry.glitch_retry_interval_secs = Some(0), SendError::Retry("glitch_retry_interval")),
+            (
+                |route| route.retry.message_expiration_timeout_secs = Some(RETRY_SECS_MAX + 1),
+                SendError::Retry("message_expiration_timeout"),
+            ),
+        ];
+        for (change, expected) in cases {
+            let mut route = SendConnector::new("x");
+            route.address_spaces = vec![AddressSpace::All];
+            route.smart_hosts = vec!["hub.corp.example".parse().unwrap()];
+            assert_eq!(route.check(), Ok(()));
+            change(&mut route);
+            assert_eq!(route.check(), Err(expected));
+        }
+    }
+
+    #[test]
+    fn a_route_of_an_older_version_is_read() {
+        let old = r#"{"name":"default","comment":"","enabled":true,"address_spaces":["*"],"cost":1,
+            "smart_hosts":["hub.corp.example:25"],"tls":"opportunistic","max_connections":20,"fqdn":null}"#;
+        let route: SendConnector = serde_json::from_str(old).unwrap();
+        assert_eq!(route.check(), Ok(()));
+        assert_eq!((route.max_messages_per_connection, route.mx, route.smart_hosts[0].weight), (20, false, 0));
     }
 }

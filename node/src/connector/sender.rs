@@ -32,7 +32,13 @@ impl SenderRule {
     /// credential that is held to its own addresses must not send letters that no report can come back for.
     #[must_use]
     pub fn allows(&self, path: &ReversePath) -> bool {
-        self.0.iter().any(|pattern| match (pattern, path.mailbox()) {
+        Self::matches(&self.0, path)
+    }
+
+    /// Whether one of `patterns` means `path`. The null reverse-path is meant by `*` alone.
+    #[must_use]
+    pub fn matches(patterns: &[SenderPattern], path: &ReversePath) -> bool {
+        patterns.iter().any(|pattern| match (pattern, path.mailbox()) {
             (SenderPattern::Any, _) => true,
             (_, None) => false,
             (SenderPattern::Domain(domain), Some(sender)) => sender.domain() == domain,

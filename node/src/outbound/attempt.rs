@@ -1,20 +1,25 @@
 //! One connection to a next hop: moves bytes between the socket and `smtp::client`, and keeps the deadlines.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::resolve::NextHop;
 use super::stream::Stream;
 use crate::mail::{EnhancedCode, Reply};
-use crate::smtp::client::{Action, Client, ClientConfig as Introduction, Outcome, Phase, TlsUse, Transaction};
+use crate::shutdown::run_blocking;
+use crate::smtp::client::{
+    Action, Client, ClientAuth, ClientConfig as Introduction, Extensions, Outcome, Phase, TlsUse, Transaction,
+};
 
 const READ_BYTES: usize = 8 * 1024;
 /// After a failed write: what the next hop said before it closed may still lie in the socket.
@@ -27,7 +32,7 @@ pub struct Deadlines {
     pub connect: Duration,
     /// The greeting.
     pub greeting: Duration,
-    /// `EHLO`, `HELO`, `STARTTLS` and the TLS handshake.
+    /// `EHLO`, `HELO`, `STARTTLS`, the TLS handshake and `AUTH`.
     pub ehlo: Duration,
     /// `MAIL` and `RSET`.
     pub mail: Duration,
@@ -82,7 +87,7 @@ impl Deadlines {
     fn of(&self, phase: Phase) -> Duration {
         match phase {
             Phase::Greeting => self.greeting,
-            Phase::Ehlo | Phase::StartTls | Phase::Handshake => self.ehlo,
+            Phase::Ehlo | Phase::StartTls | Phase::Handshake | Phase::Auth => self.ehlo,
             Phase::Ready | Phase::Mail => self.mail,
             Phase::Rcpt => self.rcpt,
             Phase::Data => self.data_initiation,
@@ -116,8 +121,14 @@ pub(super) enum OpenError {
     Other(Reply),
 }
 
-/// TLS as a connection needs it.
-pub(super) struct TlsParts {
+/// How a next hop is dialled and greeted.
+pub(super) struct Dialling {
+    /// The name for `EHLO`.
+    pub(super) helo: String,
+    /// The local address to connect from.
+    pub(super) source: Option<IpAddr>,
+    /// Who we are.
+    pub(super) auth: Option<ClientAuth>,
     pub(super) tls: TlsUse,
     pub(super) config: Arc<ClientConfig>,
 }
@@ -132,9 +143,16 @@ pub struct Connection {
     closed: bool,
 }
 
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("next_hop", &self.next_hop).field("letters", &self.letters).finish()
+    }
+}
+
 enum Event {
     Ready,
     StartTls,
+    Derive(Vec<u8>, u32),
     NeedBody,
     Finished(Sent),
     Closed(Option<Reply>),
@@ -142,29 +160,31 @@ enum Event {
 
 impl Connection {
     /// Connects, greets and, where asked for, begins TLS.
-    pub(super) async fn open(
-        hop: &NextHop,
-        helo: &str,
-        parts: TlsParts,
-        deadlines: Deadlines,
-    ) -> Result<Self, OpenError> {
+    pub(super) async fn open(hop: &NextHop, dialling: Dialling, deadlines: Deadlines) -> Result<Self, OpenError> {
         let other =
             |detail, text: String| OpenError::Other(Reply::new(451, Some(EnhancedCode::new(4, 4, detail)), text));
-        let stream = match timeout(deadlines.connect, TcpStream::connect(hop.addr)).await {
+        let stream = match timeout(deadlines.connect, dial(hop.addr, dialling.source)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(other(1, format!("connection failed: {error}"))),
             Err(_) => return Err(other(1, "connection timed out".to_owned())),
         };
         // Commands are small and each waits for its reply; a failure here costs only speed.
         let _ = stream.set_nodelay(true);
-        let client = Client::new(Introduction { helo: helo.to_owned(), tls: parts.tls });
+        let password = dialling.auth.as_ref().map(|auth| auth.password.clone()).unwrap_or_default();
+        let client = Client::new(Introduction { helo: dialling.helo, tls: dialling.tls, auth: dialling.auth });
         let next_hop = hop.label();
         let mut connection =
             Self { stream: Stream::Plain(stream), client, next_hop, deadlines, letters: 0, closed: false };
         loop {
             match connection.drive().await {
                 Event::Ready => return Ok(connection),
-                Event::StartTls => connection = connection.start_tls(&hop.host, &parts.config).await?,
+                Event::StartTls => connection = connection.start_tls(&hop.host, &dialling.config).await?,
+                Event::Derive(salt, iterations) => {
+                    // The rounds are the smart host's choice and cost up to half a second.
+                    let password = password.clone();
+                    let salted = run_blocking(move || derive(&password, &salt, iterations)).await;
+                    connection.client.handle_salted(&salted);
+                }
                 Event::Closed(Some(reply)) => return Err(OpenError::Other(reply)),
                 Event::NeedBody | Event::Finished(_) | Event::Closed(None) => {
                     return Err(other(2, "connection closed".to_owned()));
@@ -201,6 +221,12 @@ impl Connection {
         self.client.is_secure()
     }
 
+    /// What the next hop offers.
+    #[must_use]
+    pub fn offers(&self) -> &Extensions {
+        self.client.extensions()
+    }
+
     /// How many letters it has carried.
     #[must_use]
     pub fn letters(&self) -> u32 {
@@ -229,7 +255,7 @@ impl Connection {
                     return sent;
                 }
                 Event::NeedBody => self.send_body(body).await,
-                Event::Ready | Event::StartTls => {}
+                Event::Ready | Event::StartTls | Event::Derive(..) => {}
                 Event::Closed(reply) => {
                     let closed = || Reply::new(451, Some(EnhancedCode::new(4, 4, 2)), "connection closed");
                     let outcome = Outcome::Deferred { reply: reply.unwrap_or_else(closed) };
@@ -257,6 +283,7 @@ impl Connection {
                 match action {
                     Action::Send(bytes) => self.write(&bytes).await,
                     Action::StartTls => return Event::StartTls,
+                    Action::Derive { salt, iterations } => return Event::Derive(salt, iterations),
                     Action::Ready => return Event::Ready,
                     Action::NeedBody => return Event::NeedBody,
                     Action::Finished { outcomes, unanswered } => return Event::Finished(Sent { outcomes, unanswered }),
@@ -349,6 +376,24 @@ impl Connection {
             self.closed = true;
         }
     }
+}
+
+/// RFC 5802 §2.2: Hi(password, salt, iterations).
+fn derive(password: &str, salt: &[u8], iterations: u32) -> [u8; 32] {
+    let mut salted = [0; 32];
+    let rounds = NonZeroU32::new(iterations).unwrap_or(NonZeroU32::MIN);
+    aws_lc_rs::pbkdf2::derive(aws_lc_rs::pbkdf2::PBKDF2_HMAC_SHA256, rounds, salt, password.as_bytes(), &mut salted);
+    salted
+}
+
+/// Connects, from `source` where a route names one.
+async fn dial(addr: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let Some(source) = source else { return TcpStream::connect(addr).await };
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.bind(SocketAddr::new(source, 0)).map_err(|error| {
+        io::Error::new(error.kind(), format!("the route's source address {source} cannot be used: {error}"))
+    })?;
+    socket.connect(addr).await
 }
 
 fn take(client: &mut Client, buffer: &[u8], got: io::Result<usize>) {

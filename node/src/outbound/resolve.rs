@@ -1,20 +1,21 @@
-//! From a send connector to addresses to dial, in order. Only smart hosts are known so far; MX comes with its own rules.
+//! From a send connector to addresses to dial, in order: weighted smart hosts, or the mail servers of the recipient's
+//! domain (RFC 5321 §5.1), without those that would bring the letter back to us.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr};
 
+use rand::Rng;
+use rand::seq::SliceRandom;
+
+use super::Outbound;
+use super::dns::{DnsFailure, MailServers};
+use super::own::{forbidden, is_own};
 use crate::connector::{SendConnector, SmartHost};
-use crate::mail::{EnhancedCode, Reply};
-
-/// A name server that does not answer within this is asked again at the next attempt.
-pub(super) const LOOKUP_DEADLINE: Duration = Duration::from_secs(10);
-/// How many addresses of one smart host are tried in one attempt.
-pub(super) const ADDRESSES_PER_HOST_MAX: usize = 4;
+use crate::mail::{Domain, EnhancedCode, Reply};
 
 /// One address to dial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextHop {
-    /// The smart host's name, or its address.
+    /// The name of the smart host or mail server, or its address.
     pub host: String,
     /// Where to dial.
     pub addr: SocketAddr,
@@ -32,54 +33,172 @@ impl NextHop {
     }
 }
 
-/// A smart host that cannot be dialled, and why.
+/// A next hop that cannot be used, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Unreachable {
-    pub(super) label: String,
-    pub(super) reply: Reply,
+pub struct Unreachable {
+    /// As traces name it.
+    pub label: String,
+    /// What it, or we for it, said.
+    pub reply: Reply,
+    /// Whether trying again cannot help: what the DNS says for certain.
+    pub lasting: bool,
 }
 
-/// Looks up one smart host.
-pub(super) async fn lookup(host: &SmartHost, own: &[SocketAddr]) -> Result<Vec<NextHop>, Unreachable> {
-    let unreachable = |subject, detail, text: String| Unreachable {
-        label: format!("{}:{}", host.host, host.port),
-        reply: Reply::new(451, Some(EnhancedCode::new(4, subject, detail)), text),
-    };
-    let name = host.host.trim_start_matches('[').trim_end_matches(']');
-    let found = match tokio::time::timeout(LOOKUP_DEADLINE, tokio::net::lookup_host((name, host.port))).await {
-        Err(_) => return Err(unreachable(4, 3, "the name server did not answer in time".to_owned())),
-        // A smart host is configured: a name that does not exist today is a mistake to be corrected, not a reason to
-        // give letters up.
-        Ok(Err(error)) => return Err(unreachable(4, 3, format!("the name cannot be resolved: {error}"))),
-        Ok(Ok(found)) => found,
-    };
-    let (mut hops, mut loops) = (Vec::new(), 0);
-    for addr in found {
-        if is_own(addr, own) {
-            loops += 1;
-        } else if hops.len() < ADDRESSES_PER_HOST_MAX {
-            hops.push(NextHop { host: host.host.clone(), addr });
+/// Hosts of equal standing, tried one after the other; the next group only when none of these can be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Group {
+    /// The MX preference; absent for smart hosts.
+    pub(super) preference: Option<u16>,
+    pub(super) hosts: Vec<(String, u16)>,
+}
+
+/// Orders the smart hosts of a route: weighted ones by chance according to their weights, then the others as written.
+pub(super) fn weighted(hosts: &[SmartHost], random: &mut impl Rng) -> Vec<SmartHost> {
+    let (mut shares, standby): (Vec<_>, Vec<_>) = hosts.iter().cloned().partition(|host| host.weight > 0);
+    let mut order = Vec::with_capacity(hosts.len());
+    while !shares.is_empty() {
+        let total: u64 = shares.iter().map(|host| u64::from(host.weight)).sum();
+        let mut at = random.random_range(0..total);
+        let chosen = shares.iter().position(|host| match at.checked_sub(u64::from(host.weight)) {
+            Some(rest) => {
+                at = rest;
+                false
+            }
+            None => true,
+        });
+        order.push(shares.swap_remove(chosen.unwrap_or(0)));
+    }
+    order.extend(standby);
+    order
+}
+
+/// Groups the mail servers of a domain by preference, in random order within each (RFC 5321 §5.1).
+pub(super) fn grouped(hosts: Vec<(u16, String)>, port: u16, random: &mut impl Rng) -> Vec<Group> {
+    let mut groups: Vec<Group> = Vec::new();
+    for (preference, host) in hosts {
+        match groups.last_mut() {
+            Some(group) if group.preference == Some(preference) => group.hosts.push((host, port)),
+            _ => groups.push(Group { preference: Some(preference), hosts: vec![(host, port)] }),
         }
     }
-    match (hops.is_empty(), loops) {
-        (false, _) => Ok(hops),
-        (true, 0) => Err(unreachable(4, 3, "the name has no address".to_owned())),
-        (true, _) => Err(unreachable(4, 6, "the smart host is this node itself: a loop".to_owned())),
+    groups.iter_mut().for_each(|group| group.hosts.shuffle(random));
+    groups
+}
+
+impl Outbound {
+    /// The groups of next hops for `route`, or why there is none. `destination` is asked of routes by MX.
+    pub(super) async fn groups(
+        &self,
+        route: &SendConnector,
+        destination: Option<&Domain>,
+    ) -> Result<Vec<Group>, Unreachable> {
+        if !route.mx {
+            let hosts = weighted(&route.smart_hosts, &mut rand::rng());
+            let alone = |host: SmartHost| Group { preference: None, hosts: vec![(host.host, host.port)] };
+            return Ok(hosts.into_iter().map(alone).collect());
+        }
+        let port = self.mx.port;
+        let Some(domain) = destination else { return Ok(Vec::new()) };
+        let alone = |host: String| vec![Group { preference: None, hosts: vec![(host, port)] }];
+        if domain.is_literal() {
+            return match literal(domain) {
+                Some(ip) => Ok(alone(ip.to_string())),
+                None => Err(lasting(domain.as_str(), 550, (1, 2), "the address literal cannot be read".to_owned())),
+            };
+        }
+        match self.dns.mail_servers(domain).await {
+            Ok(MailServers::Null) => {
+                // RFC 7505 §4.2, RFC 7504 §4.2.
+                let text = format!("{domain} takes no mail: its MX record says so (null MX)");
+                Err(lasting(domain.as_str(), 556, (1, 10), text))
+            }
+            Ok(MailServers::Implicit) => Ok(alone(domain.as_str().to_owned())),
+            Ok(MailServers::Hosts(hosts)) => Ok(grouped(hosts, port, &mut rand::rng())),
+            Err(DnsFailure::NoSuchName | DnsFailure::NoData) => {
+                let text = format!("the domain {domain} does not exist (NXDOMAIN)");
+                Err(lasting(domain.as_str(), 550, (1, 2), text))
+            }
+            Err(failure @ DnsFailure::Passing(_)) => {
+                Err(passing(domain.as_str(), (4, 3), format!("the mail servers of {domain} are not known: {failure}")))
+            }
+        }
+    }
+
+    /// The addresses of one host, and why others are not used. `Err` when it turns out to be ourselves.
+    pub(super) async fn addresses(
+        &self,
+        route: &SendConnector,
+        host: &str,
+        port: u16,
+    ) -> Result<(Vec<NextHop>, Vec<Unreachable>), Unreachable> {
+        let label = format!("{host}:{port}");
+        let cluster = if route.mx { (self.cluster)() } else { Vec::new() };
+        let is_us = |name: &str| name.eq_ignore_ascii_case(host);
+        if route.mx && (is_us(&self.fqdn) || cluster.iter().any(|name| is_us(name))) {
+            return Err(lasting(&label, 554, (4, 6), "the mail server is this cluster itself: a loop".to_owned()));
+        }
+        let found = match (host.parse::<IpAddr>(), route.mx) {
+            (Ok(ip), _) => Ok(vec![ip]),
+            (Err(_), true) => self.dns.addresses(host).await,
+            (Err(_), false) => self.dns.smart_host(host, port).await,
+        };
+        let found = match found {
+            Ok(found) => found,
+            Err(failure) => {
+                let text = format!("no address for {host}: {failure}");
+                // A smart host is configured: a name that does not exist today is a mistake to be corrected, not a
+                // reason to give letters up.
+                let unusable = match failure {
+                    DnsFailure::NoSuchName | DnsFailure::NoData if route.mx => lasting(&label, 550, (4, 4), text),
+                    _ => passing(&label, (4, 3), text),
+                };
+                return Ok((Vec::new(), vec![unusable]));
+            }
+        };
+        let (mut hops, mut unusable) = (Vec::new(), Vec::new());
+        for ip in found {
+            let addr = SocketAddr::new(ip.to_canonical(), port);
+            let hop = NextHop { host: host.to_owned(), addr };
+            if is_own(addr, &self.own) {
+                let text = "the next hop is this node itself: a loop".to_owned();
+                return Err(match route.mx {
+                    true => lasting(&hop.label(), 554, (4, 6), text),
+                    false => passing(&hop.label(), (4, 6), text),
+                });
+            }
+            let why = if route.mx { forbidden(ip, &cluster) } else { None };
+            match why.filter(|_| !(self.mx.loopback_allowed && ip.is_loopback())) {
+                None => hops.push(hop),
+                Some(why) if why.ends_with("loop") => {
+                    return Err(lasting(&hop.label(), 554, (4, 6), format!("the mail server has {why}")));
+                }
+                Some(why) => {
+                    let text = format!("the DNS names {why}, where no letter of ours goes");
+                    unusable.push(lasting(&hop.label(), 550, (4, 4), text));
+                }
+            }
+        }
+        Ok((hops, unusable))
     }
 }
 
-/// Whether dialling `addr` would reach a socket in `own`, on which this node itself takes mail.
-pub(super) fn is_own(addr: SocketAddr, own: &[SocketAddr]) -> bool {
-    let ip = addr.ip().to_canonical();
-    own.iter().filter(|listening| listening.port() == addr.port()).any(|listening| {
-        let listening = listening.ip().to_canonical();
-        listening == ip || (listening.is_unspecified() && is_local(ip))
-    })
+fn literal(domain: &Domain) -> Option<IpAddr> {
+    let text = domain.as_str().strip_prefix('[')?.strip_suffix(']')?;
+    let text = match text.get(..5) {
+        Some(tag) if tag.eq_ignore_ascii_case("IPv6:") => &text[5..],
+        _ => text,
+    };
+    text.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
 }
 
-/// Whether `ip` is an address of this machine: only those can be bound.
-fn is_local(ip: IpAddr) -> bool {
-    ip.is_loopback() || ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
+fn lasting(label: &str, code: u16, (subject, detail): (u16, u16), text: String) -> Unreachable {
+    let reply = Reply::new(code, Some(EnhancedCode::new(5, subject, detail)), text);
+    Unreachable { label: label.to_owned(), reply, lasting: true }
+}
+
+fn passing(label: &str, (subject, detail): (u16, u16), text: String) -> Unreachable {
+    let reply = Reply::new(451, Some(EnhancedCode::new(4, subject, detail)), text);
+    Unreachable { label: label.to_owned(), reply, lasting: false }
 }
 
 /// Says that no send connector takes a domain. Not a failure for good: adding the route rescues the letter.
@@ -88,11 +207,18 @@ pub fn no_route(domain: &str) -> Reply {
     Reply::new(451, Some(EnhancedCode::new(4, 4, 4)), format!("no route for domain {domain}"))
 }
 
-/// Joins what was wrong with each next hop of `route` into one reply.
+/// Joins what was wrong with each next hop of `route` into one reply: for good only when nothing of it can change.
 pub(super) fn none_usable(route: &SendConnector, tried: &[Unreachable]) -> Reply {
     let Some(first) = tried.first() else {
-        return Reply::new(451, Some(EnhancedCode::new(4, 4, 4)), format!("route {} has no smart host", route.name));
+        return Reply::new(451, Some(EnhancedCode::new(4, 4, 4)), format!("route {} has no next hop", route.name));
     };
+    let for_good = tried.iter().all(|one| one.lasting);
+    if for_good {
+        // A loop explains the rest.
+        let loops = |one: &&Unreachable| one.reply.enhanced == Some(EnhancedCode::new(5, 4, 6));
+        return tried.iter().find(loops).unwrap_or(first).reply.clone();
+    }
+    let first = tried.iter().find(|one| !one.lasting).unwrap_or(first);
     let enhanced = first.reply.enhanced.filter(|code| code.class == 4).unwrap_or(EnhancedCode::new(4, 4, 1));
     let words: Vec<String> =
         tried.iter().map(|one| format!("{} said {}", one.label, one.reply)).map(|text| shorten(&text)).collect();
@@ -110,6 +236,9 @@ fn shorten(text: &str) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
     use super::*;
 
     fn addr(text: &str) -> SocketAddr {
@@ -117,28 +246,46 @@ mod tests {
     }
 
     #[test]
-    fn our_own_sockets_are_never_dialled() {
-        let own = [addr("127.0.0.1:2525"), addr("0.0.0.0:25"), addr("[::]:465")];
-        for loops in ["127.0.0.1:2525", "127.0.0.9:25", "[::1]:465", "[::ffff:127.0.0.1]:2525", "127.0.0.1:465"] {
-            assert!(is_own(addr(loops), &own), "{loops}");
-        }
-        for other in ["127.0.0.1:2526", "127.0.0.2:2525", "192.0.2.1:25", "[2001:db8::1]:465"] {
-            assert!(!is_own(addr(other), &own), "{other}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_smart_host_that_is_this_node_is_a_loop_and_not_a_next_hop() {
-        let host = SmartHost { host: "127.0.0.1".to_owned(), port: 2525 };
-        let refused = lookup(&host, &[addr("127.0.0.1:2525")]).await.unwrap_err();
-        assert!(refused.reply.to_string().contains("loop"), "{refused:?}");
-        let hops = lookup(&host, &[]).await.unwrap();
-        assert_eq!(hops[0].label(), "127.0.0.1:2525");
-    }
-
-    #[test]
     fn a_next_hop_is_named_by_name_and_address() {
         let hop = NextHop { host: "mx.example".to_owned(), addr: addr("192.0.2.1:25") };
         assert_eq!(hop.label(), "mx.example:25 [192.0.2.1]");
+    }
+
+    #[test]
+    fn weights_are_shares_and_the_rest_stands_by_in_order() {
+        let hosts: Vec<SmartHost> =
+            ["s1:25", "a:25=1", "b:25=3", "s2:25"].iter().map(|text| text.parse().unwrap()).collect();
+        let mut random = StdRng::seed_from_u64(1);
+        let mut first = std::collections::BTreeMap::new();
+        for _ in 0..4000 {
+            let order: Vec<String> = weighted(&hosts, &mut random).into_iter().map(|host| host.host).collect();
+            assert_eq!(order[2..], ["s1", "s2"]);
+            assert_ne!(order[0], order[1]);
+            *first.entry(order[0].clone()).or_insert(0) += 1;
+        }
+        assert!((2800..3200).contains(&first["b"]), "{first:?}");
+        let plain: Vec<SmartHost> = ["c", "a", "b"].iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(weighted(&plain, &mut random), plain, "without weights the order is the administrator's");
+    }
+
+    #[test]
+    fn equal_preferences_are_tried_in_random_order_and_lower_ones_first() {
+        let hosts: Vec<(u16, String)> =
+            vec![(5, "first".into()), (10, "a".into()), (10, "b".into()), (10, "c".into()), (20, "last".into())];
+        let mut random = StdRng::seed_from_u64(7);
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let groups = grouped(hosts.clone(), 25, &mut random);
+            assert_eq!(groups.iter().map(|group| group.preference).collect::<Vec<_>>(), [Some(5), Some(10), Some(20)]);
+            seen.insert(groups[1].hosts.iter().map(|(host, _)| host.as_str()).collect::<String>());
+        }
+        assert_eq!(seen.len(), 6, "{seen:?}");
+    }
+
+    #[test]
+    fn an_address_literal_is_an_address() {
+        for (text, ip) in [("[192.0.2.1]", "192.0.2.1"), ("[IPv6:2001:db8::1]", "2001:db8::1")] {
+            assert_eq!(literal(&Domain::parse(text).unwrap()), Some(ip.parse().unwrap()));
+        }
     }
 }

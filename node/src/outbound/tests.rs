@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::connector::{AddressSpace, SmartHost};
+use crate::connector::{AddressSpace, SendTls, SmartHost};
 use crate::shutdown::Scope;
 
 /// How a next hop behaves. Recipients decide by their names: `refuse…` gets 550, `defer…` gets 450.
@@ -70,7 +70,11 @@ pub(crate) struct FakeHop {
 
 impl FakeHop {
     pub(crate) async fn start(scope: &Scope, manner: Manner) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_on(scope, SocketAddr::from(([127, 0, 0, 1], 0)), manner).await
+    }
+
+    pub(crate) async fn start_on(scope: &Scope, addr: SocketAddr, manner: Manner) -> Self {
+        let listener = TcpListener::bind(addr).await.unwrap();
         let hop = Self {
             addr: listener.local_addr().unwrap(),
             taken: Arc::default(),
@@ -218,7 +222,7 @@ pub(crate) fn route(hosts: &[SocketAddr], tls: SendTls) -> SendConnector {
     let mut route = SendConnector::new("out");
     route.enabled = true;
     route.address_spaces = vec![AddressSpace::All];
-    let host = |addr: &SocketAddr| SmartHost { host: addr.ip().to_string(), port: addr.port() };
+    let host = |addr: &SocketAddr| SmartHost { host: addr.ip().to_string(), port: addr.port(), weight: 0 };
     route.smart_hosts = hosts.iter().map(host).collect();
     route.tls = tls;
     route
@@ -231,13 +235,17 @@ pub(crate) fn outbound(trusted: Option<rustls::pki_types::CertificateDer<'static
     if let Some(trusted) = trusted {
         roots.add(trusted).unwrap();
     }
-    let config = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
     let short = Duration::from_millis(400);
     Outbound {
         fqdn: "relay.example".to_owned(),
         own: Vec::new(),
-        opportunistic: Arc::clone(&config),
-        verified: config,
+        cluster: Arc::new(Vec::new),
+        open_secret: Arc::new(|_| Ok("secret".to_owned())),
+        trust: Trust::new(crate::tls::opportunistic_client_config().unwrap(), roots),
+        dns: Dns::new(&DnsSettings { servers: vec!["127.0.0.1:1".parse().unwrap()], ..DnsSettings::default() })
+            .unwrap(),
+        mx: MxRules::default(),
+        health: Health::default(),
         deadlines: Deadlines {
             connect: short,
             greeting: short,
@@ -262,7 +270,15 @@ impl BodySource for Pieces {
 
 fn to(recipients: &[&str]) -> Transaction {
     let recipients = recipients.iter().map(|name| format!("{name}@x.example")).collect();
-    Transaction { reverse_path: String::new(), recipients, size: 10, eight_bit: false }
+    Transaction {
+        reverse_path: String::new(),
+        recipients,
+        size: 10,
+        eight_bit: false,
+        utf8_header: false,
+        dsn_mail: String::new(),
+        dsn_recipients: Vec::new(),
+    }
 }
 
 fn words(outcome: &Outcome) -> String {
@@ -275,7 +291,7 @@ fn words(outcome: &Outcome) -> String {
 }
 
 async fn send_one(outbound: &Outbound, route: &SendConnector, recipients: &[&str], pieces: Pieces) -> Vec<String> {
-    let mut connection = match outbound.connect(route).await {
+    let mut connection = match outbound.connect(route, None).await {
         Ok(connection) => connection,
         Err(none) => return vec![format!("unreachable: {}", none.reply)],
     };
@@ -322,7 +338,7 @@ async fn a_letter_arrives_as_it_was_and_each_recipient_has_its_own_outcome() {
 async fn one_connection_carries_several_letters() {
     let scope = Scope::new();
     let hop = FakeHop::start(&scope, Manner::default()).await;
-    let mut connection = outbound(None).connect(&route(&[hop.addr], SendTls::Off)).await.unwrap();
+    let mut connection = outbound(None).connect(&route(&[hop.addr], SendTls::Off), None).await.unwrap();
     for recipients in [&["a"][..], &["refuse"], &["b", "defer"]] {
         assert!(connection.is_open());
         connection.send(to(recipients), &mut letter()).await;
@@ -392,7 +408,7 @@ async fn a_letter_that_cannot_be_read_to_the_end_never_gets_an_end() {
 async fn a_connection_that_went_away_between_letters_is_told_apart() {
     let scope = Scope::new();
     let hop = FakeHop::start(&scope, Manner { letters_max: 1, ..Manner::default() }).await;
-    let mut connection = outbound(None).connect(&route(&[hop.addr], SendTls::Off)).await.unwrap();
+    let mut connection = outbound(None).connect(&route(&[hop.addr], SendTls::Off), None).await.unwrap();
     assert!(!connection.send(to(&["a"]), &mut letter()).await.unanswered);
     let second = connection.send(to(&["b"]), &mut letter()).await;
     assert!(second.unanswered, "{second:?}");
@@ -409,7 +425,7 @@ async fn tls_is_used_where_it_works_and_clear_text_only_where_it_may_be() {
     let plain = FakeHop::start(&scope, Manner::default()).await;
     let trusting = outbound(Some(trusted));
     let doubting = outbound(None);
-    for tls in [SendTls::Opportunistic, SendTls::Required] {
+    for tls in [SendTls::Opportunistic, SendTls::Verified] {
         send_one(&trusting, &route(&[good.addr], tls), &["a"], letter()).await;
     }
     send_one(&trusting, &route(&[good.addr], SendTls::Off), &["a"], letter()).await;
@@ -420,12 +436,71 @@ async fn tls_is_used_where_it_works_and_clear_text_only_where_it_may_be() {
     assert_eq!(outcomes, ["delivered: 250 2.0.0 taken"]);
     assert_eq!(broken.connections.load(Ordering::SeqCst), 2);
 
-    // Required: nothing leaves in clear text, nor to a next hop that cannot prove who it is.
+    // Required: nothing leaves in clear text. Verified: nor to a next hop that cannot prove who it is.
     let before = (good.taken().len(), broken.taken().len());
-    for (outbound, hop) in [(&trusting, &broken), (&trusting, &plain), (&doubting, &good)] {
-        let outcomes = send_one(outbound, &route(&[hop.addr], SendTls::Required), &["a"], letter()).await;
+    for (outbound, hop, tls) in [
+        (&trusting, &broken, SendTls::Required),
+        (&trusting, &plain, SendTls::Required),
+        (&trusting, &broken, SendTls::Verified),
+        (&trusting, &plain, SendTls::Verified),
+        (&doubting, &good, SendTls::Verified),
+    ] {
+        let outcomes = send_one(outbound, &route(&[hop.addr], tls), &["a"], letter()).await;
         assert!(outcomes[0].starts_with("unreachable: 451 4.7."), "{outcomes:?}");
     }
     assert_eq!((good.taken().len(), broken.taken().len(), plain.taken().len()), (before.0, before.1, 0));
+    scope.end();
+}
+
+#[tokio::test]
+async fn a_route_may_trust_other_authorities_and_other_names() {
+    let scope = Scope::new();
+    let made = rcgen::generate_simple_self_signed(vec!["mx.partner.example".to_owned()]).unwrap();
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let server = ServerConfig::builder().with_no_client_auth();
+    let server = server.with_single_cert(vec![made.cert.der().clone()], key.into()).unwrap();
+    let hop = FakeHop::start(&scope, Manner { ehlo: EHLO_TLS, tls: Some(Arc::new(server)), ..Manner::default() }).await;
+    let outbound = outbound(None);
+    let mut route = route(&[hop.addr], SendTls::Verified);
+    let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+    for (pem, tls_names, trusted) in [
+        ("", &[][..], false),
+        ("", &["mx.partner.example"], false),
+        (&*made.cert.pem(), &[], false),
+        (&*made.cert.pem(), &["other.example"], false),
+        (&*made.cert.pem(), &["other.example", "mx.partner.example"], true),
+        ("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n", &["mx.partner.example"], false),
+    ] {
+        (route.tls_ca_pem, route.tls_names) = (pem.to_owned(), names(tls_names));
+        outbound.health.forget();
+        let outcomes = send_one(&outbound, &route, &["a"], letter()).await;
+        assert_eq!(outcomes[0].starts_with("delivered"), trusted, "{tls_names:?}: {outcomes:?}");
+    }
+    assert!(hop.taken().iter().all(|taken| taken.secure));
+    scope.end();
+}
+
+#[tokio::test]
+async fn a_route_connects_from_its_source_address_and_says_its_own_name() {
+    let scope = Scope::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut wanted = route(&[addr], SendTls::Off);
+    wanted.source_addresses = vec!["127.0.0.9".parse().unwrap(), "::1".parse().unwrap()];
+    wanted.fqdn = Some("out.corp.example".to_owned());
+    let outbound = outbound(None);
+    let (_, seen) = tokio::join!(outbound.connect(&wanted, None), async {
+        let (mut stream, from) = listener.accept().await.unwrap();
+        stream.write_all(b"220 hello\r\n").await.unwrap();
+        let mut line = String::new();
+        BufReader::new(&mut stream).read_line(&mut line).await.unwrap();
+        (from.ip().to_string(), line)
+    });
+    assert_eq!(seen, ("127.0.0.9".to_owned(), "EHLO out.corp.example\r\n".to_owned()));
+    // An address that is not ours is named, and the letter waits.
+    outbound.health.forget();
+    wanted.source_addresses = vec!["192.0.2.1".parse().unwrap()];
+    let outcomes = send_one(&outbound, &wanted, &["a"], letter()).await;
+    assert!(outcomes[0].contains("source address 192.0.2.1 cannot be used"), "{outcomes:?}");
     scope.end();
 }

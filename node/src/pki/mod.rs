@@ -10,7 +10,7 @@ mod token;
 pub use authority::{Authority, IssuedKey, PkiError, SUBMISSION_CERTIFICATE_NAME, certificate_details};
 pub use identity::{Identity, IdentityError, IdentityRole, Redacted};
 pub use peer::{PeerIdentity, PeerInfo, certificate_identity};
-pub use seal::{CA_KEY_CONTEXT, DataKey, SealError, front_key_context};
+pub use seal::{CA_KEY_CONTEXT, DataKey, SealError, front_key_context, route_password_context};
 pub use token::{JoinTokenText, TokenError};
 
 /// Every member's certificate carries this name, beside one of its own, so that an administrator can connect to any.

@@ -17,6 +17,12 @@ pub fn front_key_context(front: &str, key_id: &str) -> String {
     format!("front-key:{front}:{key_id}")
 }
 
+/// What a route's password is sealed for.
+#[must_use]
+pub fn route_password_context(route: &str) -> String {
+    format!("route-password:{route}")
+}
+
 /// 32 bytes that every voter keeps beside its data (mode 0600) and that no log or snapshot holds.
 #[derive(Clone)]
 pub struct DataKey([u8; 32]);

@@ -14,8 +14,9 @@ use super::{
     QueuedMessage, worker,
 };
 use crate::clock::now_ms;
-use crate::connector::SendConnector;
+use crate::connector::{LetterFacts, SendConnector};
 use crate::mail::Domain;
+use crate::outbound::Outbound;
 use crate::shutdown::Scope;
 use crate::spool::{MessageId, Record, Spool, SpoolError};
 use crate::state::StateView;
@@ -68,8 +69,8 @@ impl QueueManager {
     }
 }
 
-fn route(view: &StateView, domain: &Domain) -> Option<Arc<SendConnector>> {
-    view.routes.find(domain).cloned()
+fn route(view: &StateView, letter: LetterFacts<'_>) -> Option<Arc<SendConnector>> {
+    view.routes.find(letter).cloned()
 }
 
 /// Takes arrivals, puts what is due in line, and starts workers.
@@ -83,12 +84,12 @@ async fn dispatch(shared: Arc<Shared>) {
             shared.spool.take_arrivals().into_iter().for_each(|arrival| book.add(arrival));
             let now = now_ms();
             if !Arc::ptr_eq(&newest.routes, &view.routes) {
-                book.change_routes(now, &|domain| route(&view, domain), &|domain| route(&newest, domain));
+                book.change_routes(now, &|letter| route(&view, letter), &|letter| route(&newest, letter));
             }
             view = newest;
-            book.make_ready(now, &|domain| route(&view, domain));
+            book.make_ready(now, &|letter| route(&view, letter));
             while !shared.is_stopping() {
-                let Some(job) = book.next_job() else { break };
+                let Some(job) = book.next_job(now) else { break };
                 shared.workers.spawn(worker::run(Arc::clone(&shared), job));
             }
             let due_in = book.next_due_ms().map(|due| u64::try_from(due.saturating_sub(now)).unwrap_or(0));
@@ -119,6 +120,10 @@ struct Found {
 }
 
 impl QueueHandle {
+    pub(super) fn outbound(&self) -> &Outbound {
+        &self.shared.deps.outbound
+    }
+
     /// How many letters wait or are under way.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -216,9 +221,29 @@ impl QueueHandle {
     /// When nothing was chosen, or the spool cannot be read.
     pub async fn retry(&self, filter: &QueueFilter) -> Result<Vec<MessageId>, QueueError> {
         let ids = self.chosen(filter).await?;
+        // Who asks for it now does not want to hear what a next hop said a minute ago.
+        self.shared.deps.outbound.health.forget();
         self.shared.book().retry(&ids, now_ms());
         self.shared.wake.notify_one();
         Ok(ids)
+    }
+
+    /// Keeps the letters that `filter` means back until they are released, or lets them go on at once. What is under way
+    /// finishes. Answers which were changed.
+    ///
+    /// # Errors
+    /// When nothing was chosen, or the spool fails: what was changed before stays changed.
+    pub async fn hold(&self, filter: &QueueFilter, held: bool, by: &str) -> Result<Vec<MessageId>, QueueError> {
+        let mut changed = Vec::new();
+        for id in self.chosen(filter).await? {
+            // Durable first: a letter that only the memory keeps back would leave at the next start.
+            if self.shared.spool.hold(id, now_ms(), held, by).await? {
+                changed.push(id);
+            }
+        }
+        self.shared.book().hold(&changed, held, now_ms());
+        self.shared.wake.notify_one();
+        Ok(changed)
     }
 
     /// Removes the letters that `filter` means for good, without a report; `by` goes into their traces. Answers which.

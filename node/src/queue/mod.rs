@@ -2,10 +2,16 @@
 //! next hop delays nobody else. The spool is the truth; this room only remembers when to look at it again.
 
 mod book;
+mod fair;
+mod fit;
+mod lanes;
 mod manager;
 mod report;
 mod schedule;
-
+mod slots;
+mod test_route;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -18,12 +24,14 @@ pub use schedule::{
     GLITCH_RETRIES, JITTER_PERCENT, Next, QueueSettings, TRANSIENT_FAILURE_RETRIES, next as next_attempt,
 };
 
+pub use test_route::TestedRoute;
+
 use crate::mail::Domain;
 use crate::outbound::Outbound;
 use crate::spool::{MessageId, SpoolError};
 use crate::state::StateView;
 
-/// Letters by `state`: active, ready, retry.
+/// Letters by `state`: active, ready, retry, held.
 pub const MESSAGES: &str = "posthouse_queue_messages";
 /// Seconds since the oldest letter was accepted; zero without letters.
 pub const OLDEST_AGE_SECONDS: &str = "posthouse_queue_oldest_message_age_seconds";
@@ -83,11 +91,13 @@ pub enum LetterState {
     Ready,
     /// Waiting for its time.
     Retry,
+    /// Kept back by an administrator.
+    Held,
 }
 
 impl LetterState {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Active, Self::Ready, Self::Retry];
+    pub const ALL: [Self; 4] = [Self::Active, Self::Ready, Self::Retry, Self::Held];
 
     /// The word that people read and type.
     #[must_use]
@@ -96,6 +106,7 @@ impl LetterState {
             Self::Active => "active",
             Self::Ready => "ready",
             Self::Retry => "retry",
+            Self::Held => "held",
         }
     }
 

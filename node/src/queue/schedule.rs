@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::connector::RetryOverride;
+
 /// Exchange's `QueueGlitchRetryCount`.
 pub const GLITCH_RETRIES: u32 = 4;
 /// Exchange's `TransientFailureRetryCount`.
@@ -37,6 +39,24 @@ impl Default for QueueSettings {
             message_expiration_timeout: Duration::from_secs(5 * 24 * 3600),
             // Exchange: MaxOutboundConnections.
             attempts_max: 1000,
+        }
+    }
+}
+
+impl QueueSettings {
+    /// The same, where a route does not differ.
+    #[must_use]
+    pub fn with(&self, route: &RetryOverride) -> Self {
+        let or = |secs: Option<u64>, own| secs.map_or(own, Duration::from_secs);
+        Self {
+            glitch_retry_interval: or(route.glitch_retry_interval_secs, self.glitch_retry_interval),
+            transient_failure_retry_interval: or(
+                route.transient_failure_retry_interval_secs,
+                self.transient_failure_retry_interval,
+            ),
+            message_retry_interval: or(route.message_retry_interval_secs, self.message_retry_interval),
+            message_expiration_timeout: or(route.message_expiration_timeout_secs, self.message_expiration_timeout),
+            ..*self
         }
     }
 }
@@ -113,6 +133,19 @@ mod tests {
         assert_eq!(next(&settings, NOW, 500, end - 1, 0.0), Next::At(end));
         assert_eq!(next(&settings, NOW, 500, end, 0.5), Next::Expired);
         assert_eq!(next(&settings, NOW, 1, i64::MAX, 0.5), Next::Expired);
+    }
+
+    #[test]
+    fn a_route_may_have_a_schedule_of_its_own() {
+        let route = RetryOverride {
+            glitch_retry_interval_secs: Some(7),
+            message_expiration_timeout_secs: Some(3600),
+            ..RetryOverride::default()
+        };
+        let settings = QueueSettings::default().with(&route);
+        assert_eq!(next(&settings, NOW, 1, NOW, 0.5), Next::At(NOW + 7000));
+        assert_eq!(next(&settings, NOW, 5, NOW, 0.5), Next::At(NOW + 5 * MINUTE));
+        assert_eq!(next(&settings, NOW, 9, NOW + 60 * MINUTE, 0.5), Next::Expired);
     }
 
     #[test]

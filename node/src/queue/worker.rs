@@ -2,40 +2,48 @@
 //! makes what came of it durable before anything else happens to the letter.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use metrics::counter;
 
-use super::book::Job;
+use super::book::{Again, Job};
+use super::fit::{Fit, fit};
 use super::manager::Shared;
 use super::report::{Failure, report};
 use super::schedule::{Next, next};
 use super::{DSN_TOTAL, FINISHED_TOTAL};
 use crate::clock::now_ms;
 use crate::mail::{BodyType, Domain, Reply};
-use crate::outbound::{ATTEMPTS_TOTAL, BodySource, Connection, Outcome, Sent, Transaction, no_route};
+use crate::outbound::{ATTEMPTS_TOTAL, BodySource, Connection, Downgrade, Outcome, Sent, Transaction, no_route};
 use crate::spool::{
     BodyReader, Letter, RecipientOutcome, RecipientState, Record, SpoolError, TraceEvent, TraceKind, TraceStatus,
     Update,
 };
 
-/// Exchange's `SmtpMaxMessagesPerConnection`.
-const LETTERS_PER_CONNECTION_MAX: u32 = 20;
 /// When the disk could not take what an attempt brought, the letter is looked at again after this.
 const DISK_RETRY: Duration = Duration::from_secs(60);
+/// A letter that crashed a worker once is tried once more, soon.
+const CRASH_RETRY_MS: i64 = 1000;
 
 /// Works on a route, beginning with `job`, while there is work and the connection carries it.
 pub(super) async fn run(shared: Arc<Shared>, first: Job) {
     let lane = first.lane;
+    let letters_max = first.route.as_ref().map_or(1, |route| route.max_messages_per_connection);
     let mut connection: Option<Connection> = None;
     let mut job = Some(first);
     while let Some(current) = job {
-        attempt(&shared, &current, &mut connection).await;
-        let carries_on = connection
-            .as_ref()
-            .is_some_and(|connection| connection.is_open() && connection.letters() < LETTERS_PER_CONNECTION_MAX);
-        job = if carries_on && !shared.is_stopping() { shared.book().next_for(lane) } else { None };
+        // A letter that no worker survives must not take the others with it.
+        let outcome = AssertUnwindSafe(attempt(&shared, &current, &mut connection)).catch_unwind().await;
+        if outcome.is_err() {
+            connection = None;
+            crashed(&shared, &current).await;
+        }
+        let carries_on =
+            connection.as_ref().is_some_and(|connection| connection.is_open() && connection.letters() < letters_max);
+        job = if carries_on && !shared.is_stopping() { shared.book().next_for(lane, now_ms()) } else { None };
     }
     if let Some(connection) = connection {
         connection.quit().await;
@@ -66,16 +74,24 @@ async fn attempt(shared: &Shared, job: &Job, connection: &mut Option<Connection>
         .map(|(index, _)| index)
         .collect();
     if places.is_empty() {
-        shared.book().settle(job.id, job.domains.iter().map(|domain| (domain.clone(), None)));
+        shared.book().settle(job, job.domains.iter().map(|domain| (domain.clone(), None)));
         return;
     }
     let Letter { record, body } = letter;
-    let mut body = Body { reader: body, damage: None };
-    let (next_hop, outcomes) = deliver(shared, job, &record, &places, &mut body, connection).await;
+    let mut body = Body { reader: body, damage: None, downgrade: None };
+    let delivery = deliver(shared, job, &record, &places, &mut body, connection).await;
     if let Some(damage @ SpoolError::Damaged { .. }) = body.damage {
         return set_aside(shared, job, damage).await;
     }
-    settle(shared, job, &record, &places, &next_hop, outcomes).await;
+    settle(shared, job, &record, &places, delivery).await;
+}
+
+/// What came of an attempt: one outcome per place.
+struct Delivery {
+    next_hop: String,
+    outcomes: Vec<Outcome>,
+    /// No next hop took us at all.
+    unreached: bool,
 }
 
 /// A letter that cannot be read: damaged ones wait for a person, anything else is the disk's trouble.
@@ -90,12 +106,31 @@ async fn set_aside(shared: &Shared, job: &Job, error: SpoolError) {
     later(shared, job);
 }
 
-fn later(shared: &Shared, job: &Job) {
-    let at = now_ms().saturating_add(i64::try_from(DISK_RETRY.as_millis()).unwrap_or(i64::MAX));
-    shared.book().settle(job.id, job.domains.iter().map(|domain| (domain.clone(), Some(at))));
+/// Counts a crash on the disk; the second one sets the letter aside (Exchange's poison queue).
+async fn crashed(shared: &Shared, job: &Job) {
+    match shared.spool.note_crash(job.id, now_ms()).await {
+        Ok(true) => {
+            tracing::error!(message.id = %job.id, "letter crashed a delivery worker twice and is set aside");
+            shared.book().remove(job.id);
+        }
+        Ok(false) => {
+            tracing::error!(message.id = %job.id, "letter crashed a delivery worker");
+            let at = now_ms().saturating_add(CRASH_RETRY_MS);
+            shared.book().settle(job, job.domains.iter().map(|domain| (domain.clone(), Some(Again::at(at)))));
+        }
+        Err(error) => {
+            tracing::error!(message.id = %job.id, %error, "a crash could not be noted");
+            later(shared, job);
+        }
+    }
 }
 
-/// Sends the letter. Answers the next hop and one outcome per place.
+fn later(shared: &Shared, job: &Job) {
+    let at = now_ms().saturating_add(i64::try_from(DISK_RETRY.as_millis()).unwrap_or(i64::MAX));
+    shared.book().settle(job, job.domains.iter().map(|domain| (domain.clone(), Some(Again::at(at)))));
+}
+
+/// Sends the letter.
 async fn deliver(
     shared: &Shared,
     job: &Job,
@@ -103,11 +138,11 @@ async fn deliver(
     places: &Places,
     body: &mut Body,
     connection: &mut Option<Connection>,
-) -> (String, Vec<Outcome>) {
-    let all = |reply: &Reply| vec![Outcome::Deferred { reply: reply.clone() }; places.len()];
+) -> Delivery {
     let Some(route) = &job.route else {
         let domain = job.domains.first().map(ToString::to_string).unwrap_or_default();
-        return (String::new(), all(&no_route(&domain)));
+        let outcomes = vec![Outcome::refused(&no_route(&domain)); places.len()];
+        return Delivery { next_hop: String::new(), outcomes, unreached: false };
     };
     let transaction = Transaction {
         reverse_path: record.reverse_path.mailbox().map(ToString::to_string).unwrap_or_default(),
@@ -118,44 +153,67 @@ async fn deliver(
             .collect(),
         size: record.length,
         eight_bit: record.body == BodyType::EightBitMime,
+        utf8_header: false,
+        dsn_mail: String::new(),
+        dsn_recipients: Vec::new(),
     };
-    if let Some(open) = connection.as_mut().filter(|connection| connection.is_open()) {
-        let hop = open.next_hop().to_owned();
-        let Sent { outcomes, unanswered } = open.send(transaction.clone(), body).await;
+    loop {
+        // A connection that carried letters before may have grown tired of waiting.
+        let reused = connection.as_ref().is_some_and(Connection::is_open);
+        if !reused {
+            match shared.deps.outbound.connect(route, job.destination.as_ref()).await {
+                Ok(fresh) => {
+                    shared.book().reached(job.lane, now_ms());
+                    shared.wake.notify_one();
+                    *connection = Some(fresh);
+                }
+                Err(none) => {
+                    *connection = None;
+                    counter!(ATTEMPTS_TOTAL, "outcome" => "unreachable").increment(1);
+                    let outcomes = vec![Outcome::refused(&none.reply); places.len()];
+                    return Delivery { next_hop: none.next_hop, outcomes, unreached: true };
+                }
+            }
+        }
+        let Some(open) = connection.as_mut() else { continue };
+        let next_hop = open.next_hop().to_owned();
+        let mut transaction = transaction.clone();
+        match fit(shared, record, open.offers()).await {
+            Ok(Fit::AsItIs) => body.downgrade = None,
+            Ok(Fit::SevenBit(size)) => {
+                (transaction.size, transaction.eight_bit) = (size, false);
+                body.downgrade = Some(Downgrade::default());
+            }
+            Ok(Fit::Refused(reply)) => {
+                return Delivery { next_hop, outcomes: vec![Outcome::refused(&reply); places.len()], unreached: false };
+            }
+            Err(error) => {
+                let reply = Reply::new(451, None, format!("letter could not be read: {error}"));
+                body.damage = Some(error);
+                return Delivery { next_hop, outcomes: vec![Outcome::refused(&reply); places.len()], unreached: false };
+            }
+        }
+        let Sent { outcomes, unanswered } = open.send(transaction, body).await;
         // A next hop that closed an idle connection has said nothing about this letter: a new one decides.
-        if !unanswered || body.has_begun() {
-            return (hop, outcomes);
+        if !(reused && unanswered) || body.has_begun() {
+            return Delivery { next_hop, outcomes, unreached: false };
         }
-    }
-    *connection = None;
-    match shared.deps.outbound.connect(route).await {
-        Ok(mut fresh) => {
-            let hop = fresh.next_hop().to_owned();
-            let Sent { outcomes, .. } = fresh.send(transaction, body).await;
-            *connection = Some(fresh);
-            (hop, outcomes)
-        }
-        Err(none) => {
-            counter!(ATTEMPTS_TOTAL, "outcome" => "unreachable").increment(1);
-            (none.next_hop, all(&none.reply))
-        }
+        *connection = None;
     }
 }
 
 /// Makes the outcomes durable, with their trace and the report to the sender, and says when to try again.
-async fn settle(shared: &Shared, job: &Job, record: &Record, places: &Places, next_hop: &str, outcomes: Vec<Outcome>) {
+async fn settle(shared: &Shared, job: &Job, record: &Record, places: &Places, delivery: Delivery) {
+    let Delivery { next_hop, outcomes, unreached } = delivery;
+    let next_hop = next_hop.as_str();
     let now = now_ms();
     let node = &shared.deps.node;
+    let settings = job.route.as_ref().map_or(shared.deps.settings, |route| shared.deps.settings.with(&route.retry));
     let (mut decided, mut events, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     for (&index, outcome) in places.iter().zip(outcomes) {
         let Some(recipient) = record.recipients.get(index) else { continue };
-        let again = next(
-            &shared.deps.settings,
-            record.received_at_ms,
-            recipient.attempts.saturating_add(1),
-            now,
-            rand::random::<f64>(),
-        );
+        let again =
+            next(&settings, record.received_at_ms, recipient.attempts.saturating_add(1), now, rand::random::<f64>());
         let (reply, word, state, kind, at) = match (outcome, again) {
             (Outcome::Delivered { reply }, _) => {
                 (reply, "delivered", RecipientState::Delivered, TraceKind::Delivered, 0)
@@ -212,8 +270,11 @@ async fn settle(shared: &Shared, job: &Job, record: &Record, places: &Places, ne
             if updated.report.is_some() {
                 counter!(DSN_TOTAL).increment(1);
             }
-            let settled = job.domains.iter().map(|domain| (domain.clone(), dues.get(domain).copied()));
-            shared.book().settle(job.id, settled);
+            let settled = job.domains.iter().map(|domain| {
+                let again = dues.get(domain).map(|&due_ms| Again { due_ms, unreached });
+                (domain.clone(), again)
+            });
+            shared.book().settle(job, settled);
         }
         Err(error) => {
             // What the next hop took may be sent again: a duplicate, never a loss.
@@ -239,6 +300,8 @@ fn dues(record: &Record, decided: &[RecipientOutcome], own: &Domain) -> BTreeMap
 struct Body {
     reader: BodyReader,
     damage: Option<SpoolError>,
+    /// Makes it 7-bit on the way.
+    downgrade: Option<Downgrade>,
 }
 
 impl Body {
@@ -250,13 +313,22 @@ impl Body {
 
 impl BodySource for Body {
     async fn next_piece(&mut self) -> Result<Option<Vec<u8>>, String> {
-        match self.reader.next_chunk().await {
-            Ok(piece) => Ok(piece),
+        let piece = match self.reader.next_chunk().await {
+            Ok(piece) => piece,
             Err(error) => {
                 let words = error.to_string();
                 self.damage = Some(error);
-                Err(words)
+                return Err(words);
             }
+        };
+        let Some(downgrade) = &mut self.downgrade else { return Ok(piece) };
+        // It went through once before: an error here would mean that the letter changed meanwhile.
+        let mut out = Vec::new();
+        match piece {
+            Some(piece) => downgrade.add(&piece, &mut out),
+            None => std::mem::take(&mut self.downgrade).map_or(Ok(()), |downgrade| downgrade.finish(&mut out)),
         }
+        .map_err(|error| error.to_string())?;
+        Ok((!out.is_empty() || self.downgrade.is_some()).then_some(out))
     }
 }

@@ -10,7 +10,7 @@ use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::record::cut;
+use super::record::{Held, cut};
 use super::round::Round;
 use super::store::Store;
 use super::trace::TraceEvent;
@@ -35,6 +35,10 @@ pub(super) enum Change {
     Update { update: Box<Update>, done: Answer<Updated> },
     /// An administrator removes a letter.
     Delete { id: MessageId, at_ms: i64, by: String, done: Answer<bool> },
+    /// An administrator keeps a letter back, or lets it go on.
+    Hold { id: MessageId, at_ms: i64, held: Option<Held>, by: String, done: Answer<bool> },
+    /// A letter crashed a worker.
+    Crashed { id: MessageId, at_ms: i64, done: Answer<bool> },
     /// A letter was found damaged.
     Quarantine { id: MessageId, at_ms: i64, reason: String, done: Answer<()> },
     /// No more changes will come.
@@ -100,9 +104,8 @@ impl Committer {
     /// Starts the writer of `store`.
     pub(super) fn start(store: Arc<Store>, ids: Arc<super::id::IdSource>) -> std::io::Result<Self> {
         let (changes, waiting) = mpsc::channel(WAITING_MAX);
-        let thread = std::thread::Builder::new()
-            .name("spool-commit".to_owned())
-            .spawn(move || run(&store, &ids, waiting))?;
+        let thread =
+            std::thread::Builder::new().name("spool-commit".to_owned()).spawn(move || run(&store, &ids, waiting))?;
         Ok(Self { changes: Some(changes), thread: Mutex::new(Some(thread)) })
     }
 
@@ -209,7 +212,11 @@ impl Change {
             Self::Chunk { bytes, .. } => bytes.len(),
             Self::Commit { tail, .. } => tail.as_ref().map_or(0, |(_, bytes)| bytes.len()),
             Self::Update { update, .. } => update.report.as_ref().map_or(0, |report| report.bytes.len()),
-            Self::Delete { .. } | Self::Quarantine { .. } | Self::Close { .. } => 0,
+            Self::Delete { .. }
+            | Self::Hold { .. }
+            | Self::Crashed { .. }
+            | Self::Quarantine { .. }
+            | Self::Close { .. } => 0,
         }
     }
 }

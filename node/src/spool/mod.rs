@@ -18,6 +18,7 @@ mod tests;
 mod trace;
 mod upkeep;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ pub use append::{Append, CHUNK_BYTES};
 pub use committer::{RecipientOutcome, Report, Update, Updated};
 pub use id::{MessageId, NotAMessageId};
 pub use reader::{BodyReader, Letter};
-pub use record::{FIRST_EPOCH, NewMessage, RECORD_FORMAT, REPLY_BYTES_MAX, Recipient, RecipientState, Record};
+pub use record::{FIRST_EPOCH, Held, NewMessage, RECORD_FORMAT, REPLY_BYTES_MAX, Recipient, RecipientState, Record};
 pub use recover::{QuarantinedLetter, RecoveryReport};
 pub use trace::{
     EVENTS_PER_LETTER_MAX, LETTERS_TRACED_MAX, TRACE_ANSWER_MAX, TRACE_KEPT_MS, TraceEvent, TraceFilter, TraceKind,
@@ -36,7 +37,7 @@ pub use trace::{
 
 pub(crate) use record::cut;
 
-use crate::mail::Domain;
+use crate::mail::{Domain, ReversePath};
 use crate::shutdown::{Scope, run_blocking};
 use committer::{Change, Committer};
 use store::Store;
@@ -120,6 +121,14 @@ pub struct Arrival {
     pub id: MessageId,
     /// Bytes.
     pub size: u64,
+    /// The sender: routes may be chosen by it.
+    pub sender: ReversePath,
+    /// The receive connector that took it.
+    pub connector: String,
+    /// The device.
+    pub source: IpAddr,
+    /// Whether an administrator keeps it back.
+    pub held: bool,
     /// The domains of its pending recipients, each once, and when the first of them is due, in unix milliseconds.
     /// `None` is the bare `postmaster`.
     pub domains: Vec<(Option<Domain>, i64)>,
@@ -135,7 +144,15 @@ impl Arrival {
                 None => domains.push((domain.cloned(), recipient.next_attempt_ms)),
             }
         }
-        Self { id: record.id, size: record.length, domains }
+        Self {
+            id: record.id,
+            size: record.length,
+            sender: record.reverse_path.clone(),
+            connector: record.connector.clone(),
+            source: record.source_addr,
+            held: record.held.is_some(),
+            domains,
+        }
     }
 }
 
@@ -268,6 +285,29 @@ impl Spool {
     pub async fn delete(&self, id: MessageId, at_ms: i64, by: &str) -> Result<bool, SpoolError> {
         let by = cut(by, REPLY_BYTES_MAX).to_owned();
         self.change(|done| Change::Delete { id, at_ms, by, done }).await
+    }
+
+    /// Keeps a letter back, or lets it go on. `by` goes into the record and the trace. Answers whether that changed
+    /// anything.
+    ///
+    /// # Errors
+    /// When the disk fails or the record is damaged.
+    pub async fn hold(&self, id: MessageId, at_ms: i64, held: bool, by: &str) -> Result<bool, SpoolError> {
+        let by = cut(by, REPLY_BYTES_MAX).to_owned();
+        let held = held.then(|| Held { at_ms, by: by.clone() });
+        self.change(|done| Change::Hold { id, at_ms, held, by, done }).await
+    }
+
+    /// Notes that a letter crashed a worker; the second time it is set aside. Answers whether it was.
+    ///
+    /// # Errors
+    /// When the disk fails or the record is damaged.
+    pub async fn note_crash(&self, id: MessageId, at_ms: i64) -> Result<bool, SpoolError> {
+        let aside = self.change(|done| Change::Crashed { id, at_ms, done }).await?;
+        if aside {
+            metrics::counter!(QUARANTINED_TOTAL).increment(1);
+        }
+        Ok(aside)
     }
 
     /// Sets a damaged letter aside, with the reason.

@@ -86,6 +86,27 @@ pub struct Record {
     /// How many trace events were written: they are bounded per letter.
     #[serde(default)]
     pub events: u16,
+    /// How often it crashed a worker.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub crashes: u32,
+    /// An administrator keeps it back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<Held>,
+}
+
+// serde hands over a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+/// Who keeps a letter back, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Since when, in unix milliseconds.
+    pub at_ms: i64,
+    /// The administrator, with the reason given.
+    pub by: String,
 }
 
 /// One recipient and what became of it.
@@ -163,6 +184,8 @@ impl Record {
             chunks: sum.chunks,
             checksum: sum.checksum,
             events: 0,
+            crashes: 0,
+            held: None,
         }
     }
 

@@ -5,13 +5,15 @@ use rocksdb::WriteBatch;
 
 use super::committer::{Change, Overlay, Pending, Tally, Update, Updated, apply, new_batch};
 use super::id::IdSource;
-use super::record::Summer;
+use super::record::{Held, Summer};
 use super::store::{BODY, META, QUARANTINE, Store, TAG_BODY, TAG_META, TAG_REASON, TRACE, chunk_key, key, step_key};
 use super::trace::{EVENTS_PER_LETTER_MAX, TraceEvent, TraceHead, TraceKind, TraceStatus, TraceStep};
 use super::{Arrival, MessageId, Record, SpoolError};
 
 /// The last word on a letter is told even when its events are used up.
 const LAST_EVENTS: usize = 20;
+/// Exchange's PoisonThreshold: a letter that was there at so many crashes waits for a person.
+const CRASHES_MAX: u32 = 2;
 /// From here on one range is removed instead of many keys.
 const CHUNKS_REMOVED_SINGLY: u32 = 16;
 
@@ -61,6 +63,14 @@ impl<'a> Round<'a> {
             },
             Change::Delete { id, at_ms, by, done } => match self.delete(id, at_ms, by) {
                 Ok(found) => self.answers.push(Pending::Deleted(done, found)),
+                Err(error) => drop(done.send(Err(error))),
+            },
+            Change::Hold { id, at_ms, held, by, done } => match self.hold(id, at_ms, held, by) {
+                Ok(found) => self.answers.push(Pending::Deleted(done, found)),
+                Err(error) => drop(done.send(Err(error))),
+            },
+            Change::Crashed { id, at_ms, done } => match self.crashed(id, at_ms) {
+                Ok(aside) => self.answers.push(Pending::Deleted(done, aside)),
                 Err(error) => drop(done.send(Err(error))),
             },
             Change::Quarantine { id, at_ms, reason, done } => match self.quarantine(id, at_ms, &reason) {
@@ -153,6 +163,39 @@ impl<'a> Round<'a> {
         self.remove(&record)?;
         self.sync = true;
         Ok(true)
+    }
+
+    /// Answers whether that changed anything.
+    fn hold(&mut self, id: MessageId, at_ms: i64, held: Option<Held>, by: String) -> Result<bool, SpoolError> {
+        let Some(mut record) = self.record(id)? else { return Ok(false) };
+        if record.held.is_some() == held.is_some() {
+            return Ok(false);
+        }
+        let event = if held.is_some() { TraceKind::Held } else { TraceKind::Released };
+        let node = self.store.node_name.clone();
+        let event = TraceEvent { at_ms, event, node, detail: by, ..TraceEvent::default() };
+        record.held = held;
+        self.put_step(id, None, vec![event])?;
+        let encoded = record.encode().map_err(|error| SpoolError::Encode(error.to_string()))?;
+        self.batch.put_cf(&self.store.family(META)?, key(id), encoded);
+        self.overlay.insert(id, Some(record));
+        self.sync = true;
+        Ok(true)
+    }
+
+    /// Answers whether the letter was set aside.
+    fn crashed(&mut self, id: MessageId, at_ms: i64) -> Result<bool, SpoolError> {
+        let Some(mut record) = self.record(id)? else { return Ok(false) };
+        record.crashes = record.crashes.saturating_add(1);
+        if record.crashes >= CRASHES_MAX {
+            self.quarantine(id, at_ms, &format!("it crashed a delivery worker {} times", record.crashes))?;
+            return Ok(true);
+        }
+        let encoded = record.encode().map_err(|error| SpoolError::Encode(error.to_string()))?;
+        self.batch.put_cf(&self.store.family(META)?, key(id), encoded);
+        self.overlay.insert(id, Some(record));
+        self.sync = true;
+        Ok(false)
     }
 
     fn quarantine(&mut self, id: MessageId, at_ms: i64, reason: &str) -> Result<(), SpoolError> {

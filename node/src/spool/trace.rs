@@ -141,6 +141,10 @@ pub enum TraceKind {
     Dsn,
     /// Removed by an administrator.
     Deleted,
+    /// Kept back by an administrator.
+    Held,
+    /// Let go on by an administrator.
+    Released,
     /// Given up after the longest wait.
     Expired,
     /// Set aside because its bytes on disk are damaged.
@@ -159,6 +163,8 @@ impl TraceKind {
             Self::Failed => "failed",
             Self::Dsn => "dsn",
             Self::Deleted => "deleted",
+            Self::Held => "held",
+            Self::Released => "released",
             Self::Expired => "expired",
             Self::Quarantined => "quarantined",
         }

@@ -467,7 +467,7 @@ fn put_domain(
     let mut warnings = Vec::new();
     if let Ok(parsed) = Domain::parse(name) {
         let table = connector::RouteTable::build(state.routes.values().map(|route| Arc::clone(&route.value)));
-        if table.find(&parsed).is_none() {
+        if !table.covers(&parsed) {
             warnings
                 .push(format!("no route covers {name}: its letters wait until there is one (posthousectl route add)"));
         }

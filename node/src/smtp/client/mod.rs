@@ -1,8 +1,12 @@
 //! Client side of SMTP (RFC 5321), without socket or clock: greeting → EHLO → STARTTLS → EHLO → transactions → QUIT.
 //!
 //! The driver feeds `handle_*` and then drains [`Client::poll_action`]; how long to wait is its affair, with
-//! [`Client::phase`] as the hint. Authentication, CHUNKING and SMTPUTF8 are deliberately absent.
+//! [`Client::phase`] as the hint.
 
+mod auth;
+mod downgrade;
+mod encoder;
+mod extensions;
 mod reply_parser;
 mod stuffing;
 #[cfg(test)]
@@ -11,13 +15,17 @@ mod transaction;
 
 use std::collections::VecDeque;
 
+pub use auth::{ClientAuth, SCRAM_ITERATIONS_MAX};
+pub use downgrade::{Downgrade, DowngradeError};
+pub use extensions::Extensions;
 pub use reply_parser::{REPLY_BYTES_MAX, REPLY_LINES_MAX, ReplyError};
 pub use transaction::Transaction;
 
 use crate::mail::{EnhancedCode, Reply};
+use auth::{AuthStep, Login, Mechanism};
+use encoder::Encoder;
 use reply_parser::ReplyParser;
-use stuffing::DotStuffer;
-use transaction::{Expect, Progress, Step};
+use transaction::{Expect, Manner, Progress, Step};
 
 /// What became of one recipient at a next hop.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +55,8 @@ impl Outcome {
     }
 
     /// Reads a refusal.
-    fn refused(reply: &Reply) -> Self {
+    #[must_use]
+    pub fn refused(reply: &Reply) -> Self {
         let reply = reply.clone();
         if reply.code.is_permanent() { Self::Failed { reply } } else { Self::Deferred { reply } }
     }
@@ -79,6 +88,8 @@ pub struct ClientConfig {
     pub helo: String,
     /// Whether to ask for TLS.
     pub tls: TlsUse,
+    /// Who we are; absent: nobody asks.
+    pub auth: Option<ClientAuth>,
 }
 
 /// What the driver is to do.
@@ -88,6 +99,14 @@ pub enum Action {
     Send(Vec<u8>),
     /// Begin the TLS handshake, then call [`Client::handle_tls_established`].
     StartTls,
+    /// Derive 32 bytes from the password with PBKDF2 and HMAC-SHA-256, off the async workers, then call
+    /// [`Client::handle_salted`].
+    Derive {
+        /// The salt.
+        salt: Vec<u8>,
+        /// The rounds, at most [`SCRAM_ITERATIONS_MAX`].
+        iterations: u32,
+    },
     /// A transaction may begin, or the session may end.
     Ready,
     /// Call [`Client::handle_body`] with the letter's bytes, then [`Client::handle_body_end`].
@@ -115,6 +134,8 @@ pub enum Phase {
     StartTls,
     /// The TLS handshake.
     Handshake,
+    /// The reply to `AUTH`.
+    Auth,
     /// The driver.
     Ready,
     /// The reply to `MAIL` or `RSET`.
@@ -142,6 +163,7 @@ impl Phase {
             Self::Ehlo => "the reply to EHLO",
             Self::StartTls => "the reply to STARTTLS",
             Self::Handshake => "the TLS handshake",
+            Self::Auth => "the reply to AUTH",
             Self::Ready => "the next letter",
             Self::Mail => "the reply to MAIL",
             Self::Rcpt => "the reply to RCPT",
@@ -154,19 +176,6 @@ impl Phase {
     }
 }
 
-/// What the next hop offered in its reply to `EHLO`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Extensions {
-    /// RFC 2920.
-    pub pipelining: bool,
-    /// RFC 6152.
-    pub eight_bit_mime: bool,
-    /// RFC 3207.
-    pub start_tls: bool,
-    /// RFC 1870: offered, with the largest letter it takes; zero means no limit.
-    pub size: Option<u64>,
-}
-
 #[derive(Debug)]
 enum State {
     Greeting,
@@ -174,9 +183,10 @@ enum State {
     Helo,
     StartTls,
     Handshake,
+    Auth(Box<Login>),
     Ready,
     Transaction(Box<Progress>),
-    Body(Box<Progress>, DotStuffer),
+    Body(Box<Progress>, Encoder),
     EndOfData(Box<Progress>),
     Quit,
     Closed,
@@ -220,11 +230,12 @@ impl Client {
             State::Ehlo | State::Helo => Phase::Ehlo,
             State::StartTls => Phase::StartTls,
             State::Handshake => Phase::Handshake,
+            State::Auth(_) => Phase::Auth,
             State::Ready => Phase::Ready,
             State::Transaction(progress) => match progress.awaiting() {
                 Some(Expect::Rcpt(_)) => Phase::Rcpt,
                 Some(Expect::Data) => Phase::Data,
-                Some(Expect::EndOfData) => Phase::EndOfData,
+                Some(Expect::Chunk | Expect::EndOfData) => Phase::EndOfData,
                 Some(Expect::Rset | Expect::Mail) | None => Phase::Mail,
             },
             State::Body(..) => Phase::Body,
@@ -299,26 +310,64 @@ impl Client {
             self.actions.push_back(Action::Finished { outcomes, unanswered: false });
             return;
         }
+        let outcomes = self.refused_for_utf8(&transaction);
+        if outcomes.iter().all(Option::is_some) {
+            let outcomes = outcomes.into_iter().flatten().collect();
+            self.actions.push_back(Action::Finished { outcomes, unanswered: false });
+            return;
+        }
         let mut parameters = String::new();
         if self.extensions.size.is_some() {
             parameters.push_str(&format!(" SIZE={}", transaction.size));
         }
-        // An 8-bit letter goes to a 7-bit next hop as it is, as Postfix does: nothing in use still strips the bit,
-        // and a report to a printer helps nobody.
         if transaction.eight_bit && self.extensions.eight_bit_mime {
             parameters.push_str(" BODY=8BITMIME");
         }
-        let reset = std::mem::take(&mut self.reset);
-        let (progress, out) = Progress::begin(transaction, &parameters, reset, self.extensions.pipelining);
+        if transaction.needs_utf8() && self.extensions.smtp_utf8 {
+            parameters.push_str(" SMTPUTF8");
+        }
+        if self.extensions.dsn {
+            parameters.push_str(&transaction.dsn_mail);
+        }
+        let manner = Manner {
+            reset: std::mem::take(&mut self.reset),
+            pipelining: self.extensions.pipelining,
+            // Without pipelining each chunk would wait for its reply; DATA waits once.
+            chunking: self.extensions.chunking && self.extensions.pipelining,
+            dsn: self.extensions.dsn,
+        };
+        let (progress, out) = Progress::begin(transaction, &parameters, manner, outcomes);
         self.state = State::Transaction(Box::new(progress));
         self.actions.push_back(Action::Send(out));
     }
 
+    /// What a next hop without SMTPUTF8 cannot have (RFC 6531 §3.1, RFC 6533 §3).
+    fn refused_for_utf8(&self, transaction: &Transaction) -> Vec<Option<Outcome>> {
+        let refuse = |detail, text: &str| {
+            let reply = Reply::new(553, Some(EnhancedCode::new(5, 6, detail)), text.to_owned());
+            Some(Outcome::Failed { reply })
+        };
+        let for_all = if self.extensions.smtp_utf8 {
+            None
+        } else if transaction.utf8_header {
+            refuse(9, "the letter has a header in UTF-8 and the next hop does not offer SMTPUTF8")
+        } else if !transaction.reverse_path.is_ascii() {
+            refuse(7, "the sender's address is not ASCII and the next hop does not offer SMTPUTF8")
+        } else {
+            None
+        };
+        let for_one = |path: &String| match path.is_ascii() || self.extensions.smtp_utf8 {
+            true => None,
+            false => refuse(7, "the recipient's address is not ASCII and the next hop does not offer SMTPUTF8"),
+        };
+        transaction.recipients.iter().map(|path| for_all.clone().or_else(|| for_one(path))).collect()
+    }
+
     /// Takes bytes of the letter, after [`Action::NeedBody`].
     pub fn handle_body(&mut self, bytes: &[u8]) {
-        if let State::Body(_, stuffer) = &mut self.state {
-            let mut out = Vec::new();
-            stuffer.stuff(bytes, &mut out);
+        if let State::Body(progress, encoder) = &mut self.state {
+            let (out, chunks) = encoder.add(bytes);
+            progress.note_chunks(chunks);
             if !out.is_empty() {
                 self.actions.push_back(Action::Send(out));
             }
@@ -328,10 +377,9 @@ impl Client {
     /// The letter is complete.
     pub fn handle_body_end(&mut self) {
         match std::mem::replace(&mut self.state, State::Closed) {
-            State::Body(progress, stuffer) => {
-                let mut out = Vec::new();
-                stuffer.finish(&mut out);
-                self.actions.push_back(Action::Send(out));
+            State::Body(mut progress, encoder) => {
+                self.actions.push_back(Action::Send(encoder.finish()));
+                progress.note_end();
                 self.state = State::EndOfData(progress);
             }
             other => self.state = other,
@@ -365,7 +413,9 @@ impl Client {
 
     fn doubt(&self) -> &'static str {
         match &self.state {
-            State::EndOfData(progress) if progress.is_doubtful(true) => " (possible duplicate)",
+            State::EndOfData(progress) | State::Transaction(progress) if progress.is_doubtful(true) => {
+                " (possible duplicate)"
+            }
             _ => "",
         }
     }
@@ -383,10 +433,23 @@ impl Client {
                 false => self.refuse(&reply),
             },
             State::StartTls => self.handle_start_tls(&reply),
+            State::Auth(mut login) => {
+                let step = login.handle_reply(&reply);
+                self.take_auth_step(login, step);
+            }
             State::Transaction(progress) => self.handle_transaction(progress, &reply),
             State::EndOfData(mut progress) => {
                 let step = progress.handle_reply(&reply);
-                self.take_step(progress, step, &reply);
+                match step {
+                    Step::Wait => self.state = State::EndOfData(progress),
+                    step => self.take_step(progress, step, &reply),
+                }
+            }
+            State::Body(mut progress, encoder)
+                if reply.code.is_positive() && progress.awaiting() == Some(Expect::Chunk) =>
+            {
+                progress.handle_reply(&reply);
+                self.state = State::Body(progress, encoder);
             }
             // A next hop that answers while the letter is still being sent has stopped listening.
             State::Body(progress, _) if !reply.code.is_positive() && !reply.code.is_intermediate() => {
@@ -445,7 +508,56 @@ impl Client {
                     "TLS is required for this route and the next hop does not offer it".to_owned(),
                 ));
             }
-            _ => self.be_ready(),
+            _ => self.log_in(),
+        }
+    }
+
+    fn log_in(&mut self) {
+        let Some(auth) = &self.config.auth else { return self.be_ready() };
+        match Mechanism::choose(&self.extensions.auth, self.secure) {
+            Some(mechanism) => {
+                let (login, out) = Login::begin(auth, mechanism);
+                self.actions.push_back(Action::Send(out));
+                self.state = State::Auth(Box::new(login));
+            }
+            None => {
+                let offered = self.extensions.auth.join(" ");
+                let text = match (offered.is_empty(), self.secure) {
+                    (true, _) => "the route has a credential and the next hop offers no login".to_owned(),
+                    (false, true) => format!("the next hop offers no login that we know, only {offered}"),
+                    (false, false) => {
+                        format!("the next hop offers {offered} without TLS: no password is sent in clear text")
+                    }
+                };
+                self.refuse(&ours(4, 7, 0, text));
+            }
+        }
+    }
+
+    fn take_auth_step(&mut self, login: Box<Login>, step: AuthStep) {
+        match step {
+            AuthStep::Send(out) => {
+                self.actions.push_back(Action::Send(out));
+                self.state = State::Auth(login);
+            }
+            AuthStep::Derive { salt, iterations } => {
+                self.actions.push_back(Action::Derive { salt, iterations });
+                self.state = State::Auth(login);
+            }
+            AuthStep::Done => self.be_ready(),
+            // A wrong password is our administrator's mistake, not the letter's: it waits.
+            AuthStep::Failed(why) => self.refuse(&ours(4, 7, 8, why)),
+        }
+    }
+
+    /// Takes what [`Action::Derive`] asked for.
+    pub fn handle_salted(&mut self, salted: &[u8]) {
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Auth(mut login) => {
+                let step = login.handle_salted(salted);
+                self.take_auth_step(login, step);
+            }
+            other => self.state = other,
         }
     }
 
@@ -464,7 +576,7 @@ impl Client {
             let text = format!("TLS is required for this route and the next hop refused it: {reply}");
             self.refuse(&ours(4, 7, 4, text));
         } else {
-            self.be_ready();
+            self.log_in();
         }
     }
 
@@ -488,7 +600,8 @@ impl Client {
             }
             Step::Body => {
                 self.actions.push_back(Action::NeedBody);
-                self.state = State::Body(progress, DotStuffer::new());
+                let encoder = Encoder::new(progress.is_chunking());
+                self.state = State::Body(progress, encoder);
             }
             Step::Finished { reset } => {
                 self.reset = reset;
@@ -521,24 +634,6 @@ impl Client {
             _ => {}
         }
         self.actions.push_back(Action::Close(Some(reply.clone())));
-    }
-}
-
-impl Extensions {
-    fn read(reply: &Reply) -> Self {
-        let mut found = Self::default();
-        // The first line is the next hop's name (RFC 5321 §4.1.1.1).
-        for line in reply.lines.iter().skip(1) {
-            let mut words = line.split_ascii_whitespace();
-            match words.next().map(str::to_ascii_uppercase).as_deref() {
-                Some("PIPELINING") => found.pipelining = true,
-                Some("8BITMIME") => found.eight_bit_mime = true,
-                Some("STARTTLS") => found.start_tls = true,
-                Some("SIZE") => found.size = Some(words.next().and_then(|size| size.parse().ok()).unwrap_or(0)),
-                _ => {}
-            }
-        }
-        found
     }
 }
 

@@ -8,11 +8,18 @@ pub(super) struct DotStuffer {
     at_line_start: bool,
     /// The last byte was a CR; whether it begins a CRLF depends on the next.
     after_cr: bool,
+    /// Whether a dot at the start of a line is doubled.
+    dots: bool,
 }
 
 impl DotStuffer {
     pub(super) fn new() -> Self {
-        Self { at_line_start: true, after_cr: false }
+        Self { at_line_start: true, after_cr: false, dots: true }
+    }
+
+    /// One that only cleans: chunks have their length and need no doubled dots (RFC 3030 §2).
+    pub(super) fn cleaner() -> Self {
+        Self { dots: false, ..Self::new() }
     }
 
     /// Adds the wire form of `bytes` to `out`. A bare CR, a bare LF and NUL become spaces: a letter that was accepted
@@ -29,7 +36,7 @@ impl DotStuffer {
             }
         }
         while let Some(&first) = bytes.first() {
-            if self.at_line_start && first == b'.' {
+            if self.dots && self.at_line_start && first == b'.' {
                 out.push(b'.');
             }
             let plain = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n' | 0)).unwrap_or(bytes.len());
@@ -57,14 +64,19 @@ impl DotStuffer {
     }
 
     /// Adds the end of mail data, after ending an unfinished line.
-    pub(super) fn finish(mut self, out: &mut Vec<u8>) {
+    pub(super) fn finish(self, out: &mut Vec<u8>) {
+        self.finish_lines(out);
+        out.extend_from_slice(b".\r\n");
+    }
+
+    /// Ends an unfinished line.
+    pub(super) fn finish_lines(mut self, out: &mut Vec<u8>) {
         if self.after_cr {
             self.put_space(out);
         }
         if !self.at_line_start {
             self.end_line(out);
         }
-        out.extend_from_slice(b".\r\n");
     }
 
     fn end_line(&mut self, out: &mut Vec<u8>) {

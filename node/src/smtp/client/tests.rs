@@ -5,12 +5,20 @@ use super::*;
 const EHLO: &str = "250-mx.example\r\n250-PIPELINING\r\n250-SIZE 1000000\r\n250 8BITMIME\r\n";
 
 fn client(tls: TlsUse) -> Client {
-    Client::new(ClientConfig { helo: "relay.example".to_owned(), tls })
+    Client::new(ClientConfig { helo: "relay.example".to_owned(), tls, auth: None })
 }
 
 fn transaction(recipients: usize) -> Transaction {
     let recipients = (0..recipients).map(|index| format!("r{index}@x.example")).collect();
-    Transaction { reverse_path: "s@corp.example".to_owned(), recipients, size: 100, eight_bit: true }
+    Transaction {
+        reverse_path: "s@corp.example".to_owned(),
+        recipients,
+        size: 100,
+        eight_bit: true,
+        utf8_header: false,
+        dsn_mail: " RET=HDRS ENVID=e1".to_owned(),
+        dsn_recipients: vec![" NOTIFY=NEVER".to_owned()],
+    }
 }
 
 /// Everything the client wants done, with what it sends as text.
@@ -29,6 +37,7 @@ fn drain(client: &mut Client) -> Vec<String> {
             }
             Action::Close(reply) => format!("close {}", reply.map_or(0, |reply| reply.code.0)),
             Action::StartTls => "starttls".to_owned(),
+            Action::Derive { iterations, .. } => format!("derive {iterations}"),
             Action::Ready => "ready".to_owned(),
             Action::NeedBody => "body".to_owned(),
         })
@@ -270,4 +279,148 @@ fn silence_means_not_now() {
     assert_eq!(drain(&mut client), ["deferred 451 unanswered", "close 451"]);
     client.handle_disconnected("late");
     assert!(drain(&mut client).is_empty());
+}
+
+fn with_password(tls: TlsUse) -> Client {
+    let auth = ClientAuth { user: "relay".to_owned(), password: "s3cret".to_owned(), nonce: "n0nce".to_owned() };
+    Client::new(ClientConfig { helo: "relay.example".to_owned(), tls, auth: Some(auth) })
+}
+
+#[test]
+fn a_password_waits_for_tls_and_a_refused_one_keeps_the_letters() {
+    let offer = "250-mx\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN\r\n";
+    let mut client = with_password(TlsUse::Opportunistic);
+    talk(&mut client, "220 mx\r\n", &["EHLO relay.example|"]);
+    talk(&mut client, offer, &["STARTTLS|"]);
+    talk(&mut client, "220 go\r\n", &["starttls"]);
+    client.handle_tls_established();
+    drain(&mut client);
+    talk(&mut client, "250-mx\r\n250 AUTH PLAIN\r\n", &["AUTH PLAIN AHJlbGF5AHMzY3JldA==|"]);
+    assert_eq!(client.phase(), Phase::Auth);
+    talk(&mut client, "235 2.7.0 welcome\r\n", &["ready"]);
+    // Wrong, or not to be said in clear text, or not offered: the letters wait.
+    for (tls, ehlo, said, expected) in [
+        (TlsUse::Off, "250-mx\r\n250 AUTH PLAIN LOGIN\r\n", "", "QUIT|"),
+        (TlsUse::Off, "250 mx\r\n", "", "QUIT|"),
+        (
+            TlsUse::Off,
+            "250-mx\r\n250 AUTH SCRAM-SHA-256\r\n",
+            "535 5.7.8 no\r\n",
+            "AUTH SCRAM-SHA-256 biwsbj1yZWxheSxyPW4wbmNl|",
+        ),
+    ] {
+        let mut client = with_password(tls);
+        talk(&mut client, "220 mx\r\n", &["EHLO relay.example|"]);
+        client.handle_bytes(ehlo.as_bytes());
+        let first = drain(&mut client);
+        assert_eq!(first[0], expected);
+        client.handle_bytes(said.as_bytes());
+        let last = [first, drain(&mut client)].concat();
+        assert_eq!(last.last().map(String::as_str), Some("close 451"), "{ehlo:?}");
+        assert!(!last.contains(&"ready".to_owned()));
+    }
+    let mut refused = with_password(TlsUse::Opportunistic);
+    talk(&mut refused, "220 mx\r\n", &["EHLO relay.example|"]);
+    talk(&mut refused, offer, &["STARTTLS|"]);
+    talk(&mut refused, "454 not now\r\n", &["QUIT|", "close 451"]);
+}
+
+const EHLO_CHUNKING: &str = "250-mx.example\r\n250-PIPELINING\r\n250-CHUNKING\r\n250 DSN\r\n";
+
+#[test]
+fn chunks_go_to_a_next_hop_that_takes_them() {
+    let mut client = ready(TlsUse::Off, EHLO_CHUNKING);
+    let asked = begin(&mut client, 2).concat();
+    assert_eq!(
+        asked,
+        "MAIL FROM:<s@corp.example> RET=HDRS ENVID=e1|RCPT TO:<r0@x.example> NOTIFY=NEVER|RCPT TO:<r1@x.example>|"
+    );
+    talk(&mut client, "250 ok\r\n550 no\r\n250 ok\r\n", &["body"]);
+    client.handle_body(b".a\r\n");
+    client.handle_body(b".\r\n");
+    client.handle_body_end();
+    assert_eq!(drain(&mut client), ["BDAT 7 LAST|.a|.|"]);
+    assert_eq!(client.phase(), Phase::EndOfData);
+    talk(&mut client, "250 2.0.0 queued\r\n", &["failed 550, delivered"]);
+    // A long letter: each chunk is answered, whenever that comes.
+    begin(&mut client, 1);
+    talk(&mut client, "250 ok\r\n250 ok\r\n", &["body"]);
+    for _ in 0..3 {
+        client.handle_body("x".repeat(70_000).as_bytes());
+    }
+    assert_eq!(drain(&mut client).concat().matches("BDAT 70000|").count(), 3);
+    talk(&mut client, "250 got it\r\n", &[]);
+    client.handle_body_end();
+    assert_eq!(drain(&mut client), ["BDAT 2 LAST||"], "the unfinished line is ended");
+    talk(&mut client, "250 ok\r\n250 ok\r\n", &[]);
+    talk(&mut client, "250 queued\r\n", &["delivered"]);
+    assert_eq!(client.phase(), Phase::Ready);
+}
+
+#[test]
+fn a_refused_chunk_refuses_the_letter_and_the_connection_goes_on() {
+    let mut client = ready(TlsUse::Off, EHLO_CHUNKING);
+    begin(&mut client, 1);
+    talk(&mut client, "250 ok\r\n250 ok\r\n", &["body"]);
+    client.handle_body("x".repeat(70_000).as_bytes());
+    client.handle_body_end();
+    drain(&mut client);
+    talk(&mut client, "552 5.3.4 too large\r\n", &[]);
+    talk(&mut client, "503 5.5.1 no transaction\r\n", &["failed 552"]);
+    assert_eq!(client.phase(), Phase::Ready);
+    // In the middle of the letter there is no way back.
+    let mut client = ready(TlsUse::Off, EHLO_CHUNKING);
+    begin(&mut client, 1);
+    talk(&mut client, "250 ok\r\n250 ok\r\n", &["body"]);
+    client.handle_body("x".repeat(70_000).as_bytes());
+    drain(&mut client);
+    talk(&mut client, "452 4.3.1 full\r\n", &["deferred 452", "close 452"]);
+    // Lost after the last chunk: the next hop may have it.
+    let mut client = ready(TlsUse::Off, EHLO_CHUNKING);
+    begin(&mut client, 1);
+    talk(&mut client, "250 ok\r\n250 ok\r\n", &["body"]);
+    client.handle_body_end();
+    drain(&mut client);
+    client.handle_disconnected("reset by peer");
+    let Some(Action::Finished { outcomes, .. }) = client.poll_action() else { panic!("not finished") };
+    assert!(outcomes[0].reply().to_string().contains("possible duplicate"));
+}
+
+#[test]
+fn nobody_gets_a_letter_whose_recipients_were_all_refused_in_chunks_either() {
+    let mut client = ready(TlsUse::Off, EHLO_CHUNKING);
+    begin(&mut client, 2);
+    talk(&mut client, "250 ok\r\n550 no\r\n450 later\r\n", &["failed 550, deferred 450"]);
+    assert!(begin(&mut client, 1)[0].starts_with("RSET|MAIL FROM:"));
+}
+
+#[test]
+fn what_needs_smtputf8_goes_only_where_it_is_offered() {
+    let utf8 = |reverse_path: &str, recipients: &[&str], utf8_header| Transaction {
+        reverse_path: reverse_path.to_owned(),
+        recipients: recipients.iter().map(|&path| path.to_owned()).collect(),
+        utf8_header,
+        dsn_recipients: vec![],
+        ..transaction(1)
+    };
+    let offers = "250-mx\r\n250-PIPELINING\r\n250 SMTPUTF8\r\n";
+    let mut client = ready(TlsUse::Off, offers);
+    client.begin(utf8("ö@x.example", &["ü@x.example"], true));
+    assert_eq!(drain(&mut client), ["MAIL FROM:<ö@x.example> SMTPUTF8|RCPT TO:<ü@x.example>|DATA|"]);
+    let mut client = ready(TlsUse::Off, offers);
+    client.begin(utf8("a@x.example", &["b@x.example"], false));
+    assert!(!drain(&mut client).concat().contains("SMTPUTF8"), "asked for and not needed: lossless without");
+    let mut client = ready(TlsUse::Off, EHLO);
+    client.begin(utf8("a@x.example", &["ü@x.example", "b@x.example"], false));
+    assert!(drain(&mut client).concat().ends_with("|RCPT TO:<b@x.example>|DATA|"));
+    talk(&mut client, "250 ok\r\n250 ok\r\n354 go\r\n", &["body"]);
+    client.handle_body_end();
+    drain(&mut client);
+    talk(&mut client, "250 ok\r\n", &["failed 553, delivered"]);
+    for transaction in [utf8("ö@x.example", &["b@x.example"], false), utf8("a@x.example", &["b@x.example"], true)] {
+        client.begin(transaction);
+        assert_eq!(drain(&mut client), ["failed 553"]);
+    }
+    client.begin(utf8("a@x.example", &["ü@x.example"], false));
+    assert_eq!(drain(&mut client), ["failed 553"], "nothing is said to the next hop");
 }

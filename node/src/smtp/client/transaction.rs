@@ -19,8 +19,22 @@ pub struct Transaction {
     pub recipients: Vec<String>,
     /// Bytes of the letter.
     pub size: u64,
-    /// Whether the letter was declared `BODY=8BITMIME`.
+    /// Whether the letter is to be declared `BODY=8BITMIME`.
     pub eight_bit: bool,
+    /// Whether the letter's header holds UTF-8: only a next hop with SMTPUTF8 may have it (RFC 6531 §3.1).
+    pub utf8_header: bool,
+    /// `RET` and `ENVID` as they follow `MAIL`, for a next hop with DSN (RFC 3461): empty, or ` RET=HDRS`.
+    pub dsn_mail: String,
+    /// `NOTIFY` and `ORCPT` as they follow `RCPT`, in the order of the recipients; missing ones are empty.
+    pub dsn_recipients: Vec<String>,
+}
+
+impl Transaction {
+    /// Whether an address or the header needs SMTPUTF8.
+    #[must_use]
+    pub fn needs_utf8(&self) -> bool {
+        self.utf8_header || !self.reverse_path.is_ascii() || self.recipients.iter().any(|path| !path.is_ascii())
+    }
 }
 
 /// The command that the next reply answers.
@@ -30,7 +44,19 @@ pub(super) enum Expect {
     Mail,
     Rcpt(usize),
     Data,
+    /// A chunk that is not the last.
+    Chunk,
     EndOfData,
+}
+
+/// How a transaction is told to a next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Manner {
+    /// An earlier transaction is still open there.
+    pub(super) reset: bool,
+    pub(super) pipelining: bool,
+    pub(super) chunking: bool,
+    pub(super) dsn: bool,
 }
 
 /// What to do after a reply.
@@ -54,7 +80,7 @@ pub(super) struct Progress {
     expected: VecDeque<Expect>,
     accepted: usize,
     asked: usize,
-    pipelining: bool,
+    manner: Manner,
     mail_accepted: bool,
     data_asked: bool,
     /// Whether a reply came that was not a goodbye.
@@ -62,29 +88,33 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Begins. `parameters` follow the reverse-path; `reset` clears what an earlier transaction left behind.
-    pub(super) fn begin(transaction: Transaction, parameters: &str, reset: bool, pipelining: bool) -> (Self, Vec<u8>) {
+    /// Begins. `parameters` follow the reverse-path; recipients that have an outcome already are not asked.
+    pub(super) fn begin(
+        transaction: Transaction,
+        parameters: &str,
+        manner: Manner,
+        outcomes: Vec<Option<Outcome>>,
+    ) -> (Self, Vec<u8>) {
         let mut expected = VecDeque::new();
         let mut out = Vec::new();
-        if reset {
+        if manner.reset {
             out.extend_from_slice(b"RSET\r\n");
             expected.push_back(Expect::Rset);
         }
         out.extend_from_slice(format!("MAIL FROM:<{}>{parameters}\r\n", transaction.reverse_path).as_bytes());
         expected.push_back(Expect::Mail);
-        let outcomes = vec![None; transaction.recipients.len()];
         let mut progress = Self {
             transaction,
             outcomes,
             expected,
             accepted: 0,
             asked: 0,
-            pipelining,
+            manner,
             mail_accepted: false,
             data_asked: false,
             answered: false,
         };
-        if pipelining {
+        if manner.pipelining {
             progress.ask_more(&mut out);
         }
         (progress, out)
@@ -114,6 +144,12 @@ impl Progress {
             Expect::Data => {
                 self.settle_rest(reply);
                 return Step::Finished { reset: self.mail_accepted };
+            }
+            Expect::Chunk if reply.code.is_positive() => return Step::Wait,
+            Expect::Chunk => {
+                // RFC 3030 §4.1: the chunks that are already on their way are refused too; the last one ends it.
+                self.settle_rest(reply);
+                return Step::Wait;
             }
             Expect::EndOfData => {
                 self.settle_rest(reply);
@@ -145,20 +181,46 @@ impl Progress {
         }
         let mut out = Vec::new();
         self.ask_more(&mut out);
-        Step::Send(out)
+        if out.is_empty() { Step::Body } else { Step::Send(out) }
+    }
+
+    /// So many chunks went out that are not the last.
+    pub(super) fn note_chunks(&mut self, chunks: usize) {
+        self.expected.extend(std::iter::repeat_n(Expect::Chunk, chunks));
+    }
+
+    /// The last chunk went out, or the lone dot, which `DATA` has asked for already.
+    pub(super) fn note_end(&mut self) {
+        if self.manner.chunking {
+            self.expected.push_back(Expect::EndOfData);
+        }
+    }
+
+    pub(super) fn is_chunking(&self) -> bool {
+        self.manner.chunking
     }
 
     fn ask_more(&mut self, out: &mut Vec<u8>) {
-        let window = if self.pipelining { PIPELINED_RCPT_MAX } else { 1 };
-        let until = self.transaction.recipients.len().min(self.asked + window);
-        let more = until > self.asked;
-        for index in self.asked..until {
-            out.extend_from_slice(format!("RCPT TO:<{}>\r\n", self.transaction.recipients[index]).as_bytes());
+        let window = if self.manner.pipelining { PIPELINED_RCPT_MAX } else { 1 };
+        let mut more = 0;
+        while self.asked < self.transaction.recipients.len() && more < window {
+            let index = self.asked;
+            self.asked += 1;
+            if self.outcomes[index].is_some() {
+                continue;
+            }
+            more += 1;
+            let parameters = self.transaction.dsn_recipients.get(index).filter(|_| self.manner.dsn);
+            let parameters = parameters.map_or("", String::as_str);
+            let path = &self.transaction.recipients[index];
+            out.extend_from_slice(format!("RCPT TO:<{path}>{parameters}\r\n").as_bytes());
             self.expected.push_back(Expect::Rcpt(index));
         }
-        self.asked = until;
-        // Pipelined, DATA is the last command of the last group (RFC 2920 §3.1).
-        if until == self.transaction.recipients.len() && (self.pipelining || !more) && !self.data_asked {
+        // Pipelined, DATA is the last command of the last group (RFC 2920 §3.1). A chunk waits: it would carry the
+        // letter to a next hop that refused everybody.
+        let all = self.asked == self.transaction.recipients.len();
+        let last = all && (self.manner.pipelining || more == 0);
+        if last && !self.manner.chunking && !self.data_asked {
             out.extend_from_slice(b"DATA\r\n");
             self.expected.push_back(Expect::Data);
             self.data_asked = true;
@@ -167,7 +229,7 @@ impl Progress {
 
     /// Whether the end of mail data was said and not answered: the next hop may have the letter.
     pub(super) fn is_doubtful(&self, end_sent: bool) -> bool {
-        end_sent && self.accepted > 0 && self.awaiting() == Some(Expect::EndOfData)
+        end_sent && self.accepted > 0 && self.expected.back() == Some(&Expect::EndOfData)
     }
 
     /// Gives every recipient without an outcome the one that `reply` means.

@@ -1,0 +1,364 @@
+//! The queue on a real spool, with next hops on loopback that do what they are told.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use super::*;
+use crate::connector::{RouteAuth, SendConnector, SendTls};
+use crate::mail::{BodyType, Domain, Envelope, ForwardPath, ReversePath};
+use crate::outbound::Health;
+use crate::outbound::tests::{FakeHop, Manner, outbound, route};
+use crate::shutdown::{Scope, run_blocking};
+use crate::spool::{NewMessage, Spool, TraceFilter, TraceStatus};
+use crate::state::{ClusterState, StateView, Versioned};
+
+/// A node's queue, on a spool in a directory.
+struct Bench {
+    spool: Spool,
+    queue: QueueHandle,
+    scope: Scope,
+    _view: watch::Sender<Arc<StateView>>,
+}
+
+impl Bench {
+    async fn start(dir: &Path, routes: Vec<SendConnector>, out: Outbound) -> Self {
+        let scope = Scope::new();
+        let (at, within) = (dir.to_owned(), scope.clone());
+        let (spool, _) = run_blocking(move || {
+            for _ in 0..500 {
+                match Spool::open(&at, 1, "n1", &within) {
+                    Err(SpoolError::Locked { .. }) => std::thread::sleep(Duration::from_millis(10)),
+                    opened => return opened.unwrap(),
+                }
+            }
+            panic!("the lock was never let go");
+        })
+        .await;
+        let mut state = ClusterState::default();
+        let by_name = routes.into_iter().map(|route| {
+            route.check().unwrap();
+            (route.name.clone(), Versioned { revision: 1, value: Arc::new(route) })
+        });
+        state.routes = Arc::new(by_name.collect::<BTreeMap<_, _>>());
+        let (sender, view) = watch::channel(Arc::new(StateView::build(state, 1, None)));
+        let short = Duration::from_millis(20);
+        let deps = QueueDeps {
+            view,
+            node: Arc::new(NodeFacts {
+                node_id: 1,
+                name: "n1".to_owned(),
+                fqdn: Domain::parse("relay.example").unwrap(),
+            }),
+            outbound: Arc::new(out),
+            settings: QueueSettings {
+                glitch_retry_interval: short,
+                transient_failure_retry_interval: short,
+                message_retry_interval: short,
+                ..QueueSettings::default()
+            },
+        };
+        let queue = QueueManager::start(spool.clone(), deps, &scope);
+        Self { spool, queue, scope, _view: sender }
+    }
+
+    async fn put(&self, from: &str, to: &[&str], letter: &[u8]) -> MessageId {
+        let mut append = self.spool.begin();
+        let id = append.id();
+        append.write(letter.to_vec()).await.unwrap();
+        let envelope = Envelope {
+            reverse_path: ReversePath::try_from(from.to_owned()).unwrap(),
+            forward_paths: to.iter().map(|&path| ForwardPath::try_from(path.to_owned()).unwrap()).collect(),
+            body: BodyType::EightBitMime,
+            declared_size: None,
+        };
+        append.commit(message(envelope)).await.unwrap();
+        id
+    }
+
+    async fn emptied(&self) {
+        wait("the queue empties", || self.queue.is_empty()).await;
+    }
+
+    async fn stop(self) {
+        self.queue.stop_new_attempts(Duration::from_secs(10)).await;
+        self.scope.end();
+        self.spool.close().await;
+    }
+}
+
+fn message(envelope: Envelope) -> NewMessage {
+    NewMessage {
+        envelope,
+        message_id: "<one@corp.example>".to_owned(),
+        source_addr: "10.1.2.3".parse().unwrap(),
+        front: None,
+        connector: "printers".to_owned(),
+        session_id: "0A1B".to_owned(),
+        helo: "printer".to_owned(),
+        user: None,
+        tls: None,
+        subject: "scan".to_owned(),
+        size: 0,
+        received_at_ms: crate::clock::now_ms(),
+    }
+}
+
+async fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..24_000 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{what}: not within two minutes");
+}
+
+const LETTER: &[u8] = b"Subject: x\r\n\r\nhello\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_crashes_a_worker_twice_is_set_aside_and_the_others_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let scope = Scope::new();
+    let hop = FakeHop::start(&scope, Manner::default()).await;
+    let mut poison = route(&[hop.addr], SendTls::Off);
+    poison.name = "poison".to_owned();
+    poison.address_spaces = vec!["poison.example".parse().unwrap()];
+    poison.auth = Some(RouteAuth { user: "u".to_owned(), sealed_password: "x".to_owned() });
+    let mut out = outbound(None);
+    out.open_secret = Arc::new(|_| panic!("a letter that no worker survives"));
+    let bench = Bench::start(dir.path(), vec![route(&[hop.addr], SendTls::Off), poison], out).await;
+    let bad = bench.put("a@corp.example", &["x@poison.example"], LETTER).await;
+    for index in 0..10 {
+        bench.put("a@corp.example", &[&format!("r{index}@x.example")], LETTER).await;
+    }
+    bench.emptied().await;
+    assert_eq!(hop.taken().len(), 10);
+    let aside = bench.spool.quarantined().await.unwrap();
+    assert_eq!(aside.len(), 1);
+    assert!(format!("{aside:?}").contains("crashed"), "{aside:?}");
+    let trace = bench.spool.trace(TraceFilter { id: Some(bad), limit: 1, ..TraceFilter::default() }).await.unwrap();
+    assert!(trace[0].events.iter().any(|event| event.event.as_str() == "quarantined"));
+    bench.stop().await;
+    scope.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_letter_stays_through_a_restart_and_leaves_when_it_is_released() {
+    let dir = tempfile::tempdir().unwrap();
+    let scope = Scope::new();
+    let hop = FakeHop::start(&scope, Manner { after_dot: "451 not yet", ..Manner::default() }).await;
+    let routes = || vec![route(&[hop.addr], SendTls::Off)];
+    let bench = Bench::start(dir.path(), routes(), outbound(None)).await;
+    bench.put("a@corp.example", &["x@x.example"], LETTER).await;
+    wait("the letter is there", || bench.queue.len() == 1).await;
+    let all = QueueFilter { all: true, ..QueueFilter::default() };
+    let held = bench.queue.hold(&all, true, "admin: checking").await.unwrap();
+    assert_eq!((held.len(), bench.queue.hold(&all, true, "again").await.unwrap().len()), (1, 0));
+    hop.manner.lock().unwrap().after_dot = "250 ok";
+    bench.stop().await;
+    let bench = Bench::start(dir.path(), routes(), outbound(None)).await;
+    wait("the letter is there", || bench.queue.len() == 1).await;
+    let listed = bench.queue.list(&all, 10).await.unwrap();
+    assert_eq!(listed.messages[0].state, LetterState::Held);
+    bench.queue.retry(&all).await.unwrap();
+    assert!(hop.taken().is_empty(), "a retry is not a release");
+    bench.queue.hold(&all, false, "admin: fine").await.unwrap();
+    bench.emptied().await;
+    assert_eq!(hop.taken().len(), 1);
+    bench.stop().await;
+    scope.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_8_bit_letter_is_made_fit_for_a_7_bit_next_hop_or_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let scope = Scope::new();
+    let wide = FakeHop::start(&scope, Manner::default()).await;
+    let narrow = FakeHop::start(&scope, Manner { ehlo: "250-sink\r\n250 PIPELINING", ..Manner::default() }).await;
+    let home = FakeHop::start(&scope, Manner::default()).await;
+    let to = |name: &str, hop: &FakeHop| {
+        let mut route = route(&[hop.addr], SendTls::Off);
+        (route.name, route.address_spaces) = (name.to_owned(), vec![name.parse().unwrap()]);
+        route
+    };
+    let routes = vec![to("wide.example", &wide), to("narrow.example", &narrow), to("corp.example", &home)];
+    let bench = Bench::start(dir.path(), routes, outbound(None)).await;
+    let mime = "MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n";
+    let letter = format!("{mime}\r\ngrün\r\n");
+    bench.put("a@corp.example", &["x@wide.example", "x@narrow.example"], letter.as_bytes()).await;
+    bench.emptied().await;
+    assert_eq!(wide.taken()[0].data, letter.as_bytes());
+    let narrowed = String::from_utf8(narrow.taken()[0].data.clone()).unwrap();
+    assert!(narrowed.ends_with("quoted-printable\r\n\r\ngr=C3=BCn\r\n"), "{narrowed}");
+    bench.put("a@corp.example", &["x@narrow.example"], "Subject: grün\r\n\r\nx\r\n".as_bytes()).await;
+    bench.emptied().await;
+    assert_eq!(narrow.taken().len(), 1);
+    let report = String::from_utf8(home.taken()[0].data.clone()).unwrap();
+    assert!(report.contains("5.6.3") && report.contains("8BITMIME"), "{report}");
+    bench.stop().await;
+    scope.end();
+}
+
+/// What a moody next hop did with a letter, by its recipient.
+#[derive(Default)]
+struct Ledger {
+    taken: BTreeMap<String, usize>,
+    refused: BTreeMap<String, usize>,
+}
+
+/// Refuses, defers, drops and stalls at random.
+async fn moody(scope: &Scope, seed: u64) -> (std::net::SocketAddr, Arc<Mutex<Ledger>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (addr, ledger) = (listener.local_addr().unwrap(), Arc::<Mutex<Ledger>>::default());
+    let (within, book) = (scope.clone(), Arc::clone(&ledger));
+    scope.spawn_until_ended(async move {
+        let mut random = StdRng::seed_from_u64(seed);
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (book, mood) = (Arc::clone(&book), StdRng::seed_from_u64(random.random()));
+            within.spawn_until_ended(async move {
+                serve_moodily(stream, &book, mood).await;
+            });
+        }
+    });
+    (addr, ledger)
+}
+
+async fn serve_moodily(stream: TcpStream, book: &Mutex<Ledger>, mut mood: StdRng) -> Option<()> {
+    let mut stream = BufReader::new(stream);
+    let mut percent = move || mood.random_range(0..100);
+    match percent() {
+        0..2 => return stream.write_all(b"421 4.3.2 busy\r\n").await.ok(),
+        2..4 => return None,
+        _ => stream.write_all(b"220 moody\r\n").await.ok()?,
+    }
+    let mut to = Vec::new();
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).await.ok()? == 0 {
+            return None;
+        }
+        // Each command has its accident.
+        match percent() {
+            0..1 => return None,
+            1..2 => {
+                stream.write_all(b"421 4.3.2 no more\r\n").await.ok()?;
+                return None;
+            }
+            2..3 if !line.starts_with("EHLO") => std::future::pending().await,
+            _ => {}
+        }
+        let path = line.split(['<', '>']).nth(1).unwrap_or_default().to_owned();
+        let reply = match (line.get(..4).unwrap_or_default(), percent()) {
+            ("EHLO", _) => "250-moody\r\n250-8BITMIME\r\n250 SIZE 1000000",
+            ("MAIL", 0..5) => "451 4.7.1 greylisted",
+            ("RCPT", 0..10) => "450 4.2.0 busy",
+            ("RCPT", 10..15) => {
+                *book.lock().unwrap().refused.entry(path).or_default() += 1;
+                "550 5.1.1 no such user"
+            }
+            ("RCPT", _) => {
+                to.push(path);
+                "250 ok"
+            }
+            ("DATA", 0..3) => {
+                to.clear();
+                "452 4.3.1 full"
+            }
+            ("DATA", _) if to.is_empty() => "503 no recipients",
+            ("DATA", _) => {
+                stream.write_all(b"354 go\r\n").await.ok()?;
+                loop {
+                    let mut data = String::new();
+                    if stream.read_line(&mut data).await.ok()? == 0 {
+                        return None;
+                    }
+                    if data == ".\r\n" {
+                        break;
+                    }
+                }
+                match percent() {
+                    0..3 => "451 4.3.0 not today",
+                    3..5 => {
+                        to.drain(..).for_each(|path| *book.lock().unwrap().refused.entry(path).or_default() += 1);
+                        "554 5.6.0 not with me"
+                    }
+                    mood => {
+                        to.drain(..).for_each(|path| *book.lock().unwrap().taken.entry(path).or_default() += 1);
+                        // It has the letter, and we never hear so: the duplicate that no one can avoid.
+                        if mood < 8 {
+                            return None;
+                        }
+                        "250 2.0.0 taken"
+                    }
+                }
+            }
+            ("RSET", _) => {
+                to.clear();
+                "250 ok"
+            }
+            ("QUIT", _) => return stream.write_all(b"221 bye\r\n").await.ok(),
+            _ => "250 ok",
+        };
+        stream.write_all(format!("{reply}\r\n").as_bytes()).await.ok()?;
+        if reply.starts_with("451") || reply.starts_with("452") || reply.starts_with("554") {
+            to.clear();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_through_a_next_hop_that_refuses_defers_drops_and_stalls() {
+    let letters: usize = std::env::var("POSTHOUSE_TEST_LETTERS").map_or(2_000, |text| text.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let scope = Scope::new();
+    let seed = 0x00D1_5EA5;
+    let (addr, ledger) = moody(&scope, seed).await;
+    let home = FakeHop::start(&scope, Manner::default()).await;
+    let mut back = route(&[home.addr], SendTls::Off);
+    (back.name, back.address_spaces) = ("corp.example".to_owned(), vec!["corp.example".parse().unwrap()]);
+    let mut out = outbound(None);
+    out.health = Health::new(Duration::from_millis(5), Duration::from_millis(20));
+    let bench = Bench::start(dir.path(), vec![route(&[addr], SendTls::Off), back], out).await;
+    for index in 0..letters {
+        bench.put(&format!("s{index}@corp.example"), &[&format!("r{index}@x.example")], LETTER).await;
+    }
+    bench.emptied().await;
+    let reports = home.taken();
+    let ledger = std::mem::take(&mut *ledger.lock().unwrap());
+    println!("seed {seed:#x}: {letters} letters, {} refused, {} reports", ledger.refused.len(), reports.len());
+    let (mut lost, mut duplicates) = (Vec::new(), 0);
+    for index in 0..letters {
+        let (from, to) = (format!("s{index}@corp.example"), format!("r{index}@x.example"));
+        let taken = ledger.taken.get(&to).copied().unwrap_or(0);
+        let refused = ledger.refused.get(&to).copied().unwrap_or(0);
+        let told = reports.iter().filter(|report| report.to == [from.clone()]).count();
+        duplicates += taken.saturating_sub(1);
+        // A reply that the connection swallowed is no refusal: then the letter was tried again.
+        let right = match told {
+            0 => taken > 0,
+            1 => refused > 0,
+            _ => false,
+        };
+        if !right {
+            lost.push(format!("{to}: taken {taken}, refused {refused}, told {told}"));
+        }
+    }
+    assert!(lost.is_empty(), "{}", lost.join("\n"));
+    assert!(reports.len() > letters / 50, "the next hop refused so few that the test shows nothing");
+    assert!(duplicates > 0, "it dropped none after the dot: the test shows nothing");
+    assert!(reports.iter().all(|report| report.from.is_empty()), "reports have the null reverse-path");
+    let traced = bench.spool.trace(TraceFilter { limit: 10, ..TraceFilter::default() }).await.unwrap();
+    assert!(traced.iter().all(|letter| letter.status != TraceStatus::Queued));
+    bench.stop().await;
+    scope.end();
+}
