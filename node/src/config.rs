@@ -117,6 +117,9 @@ pub struct NodeConfig {
     /// Foreign load balancers.
     #[serde(default)]
     pub proxy_protocol: ProxyProtocolSection,
+    /// Proxies that speak SMTP themselves.
+    #[serde(default)]
+    pub xclient: XclientSection,
     /// When letters are tried again.
     #[serde(default)]
     pub queue: QueueSection,
@@ -225,6 +228,15 @@ impl Default for ProxyProtocolSection {
 
 /// haproxy's proxy-protocol.txt §2: at least 3 seconds, to survive one TCP retransmission.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// `[xclient]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct XclientSection {
+    /// SMTP proxies and filters, by address or network, that may say with `XCLIENT` for whom they speak. Whoever is
+    /// listed can claim every address, and so every right that an address has.
+    pub trusted: Vec<TrustedPeer>,
+}
 
 /// An address or a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -459,6 +471,17 @@ mod tests {
         let error = parse(&text).unwrap_err().to_string();
         assert!(error.starts_with("node.toml:3:1: unknown field `data_dri`"), "{error}");
         assert!(error.contains("did you mean `data_dir`?"), "{error}");
+    }
+
+    #[test]
+    fn nobody_may_say_xclient_unless_listed() {
+        assert!(parse(MINIMAL).unwrap().xclient.trusted.is_empty());
+        let listed = parse(&format!("{MINIMAL}[xclient]\ntrusted = [\"10.0.0.5\", \"10.1.0.0/30\"]\n")).unwrap();
+        let may = |address: &str| listed.xclient.trusted.iter().any(|peer| peer.contains(address.parse().unwrap()));
+        assert!(may("10.0.0.5") && may("::ffff:10.1.0.3") && !may("10.1.0.4"));
+        let error = parse(&format!("{MINIMAL}[xclient]\ntrust = []\n")).unwrap_err().to_string();
+        assert!(error.contains("did you mean `trusted`?"), "{error}");
+        assert!(parse(&format!("{MINIMAL}[xclient]\ntrusted = [\"filter.example\"]\n")).is_err());
     }
 
     #[test]

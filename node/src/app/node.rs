@@ -244,6 +244,7 @@ impl Node {
                 node_name: identity.name.clone(),
                 fqdn,
                 proxy: self.config.proxy_protocol.clone(),
+                xclient: self.config.xclient.clone(),
                 readiness: self.readiness.subscribe(),
                 sessions,
             },

@@ -16,19 +16,20 @@ use tokio_rustls::server::TlsStream;
 
 use super::authenticate::Login;
 use super::header::{self, Introduced};
-use super::metrics_names::{ACCEPTED, AUTH, HANDSHAKES, REJECTIONS};
+use super::metrics_names::{ACCEPTED, AUTH, HANDSHAKES, REJECTIONS, STRIPPED, XCLIENTS};
 use super::policy::{self, Now, Standing};
 use super::prefixed::Prefixed;
+use super::xclient::{Counted, Reopened, reopen};
 use super::{Shared, tarpit};
 use crate::clock::now_ms;
-use crate::connector::{self, ReceiveConnector, RemoteIpRange, Right};
+use crate::connector::{self, ReceiveConnector, RemoteIpRange, Right, Rights};
 use crate::mail::trace_header::{HeaderFacts, ReceivedInfo, date_rfc5322, missing_lines, received};
-use crate::mail::{Envelope, ForwardPath, Reply, ReversePath, reply};
+use crate::mail::{Envelope, ForwardPath, Reply, ReversePath, header_firewall, reply};
 use crate::shutdown::Scope;
 use crate::smtp::session::{
-    Action, AuthOutcome, CloseReason, Limits, Offer, Session, SessionConfig, SizeMode, TlsMode, Verdict,
+    Action, AuthOutcome, CloseReason, Limits, Note, Offer, Session, SessionConfig, SizeMode, TlsMode, Verdict,
 };
-use crate::smtp::{Mechanism, Password};
+use crate::smtp::{Mechanism, Password, Xclient};
 use crate::spool::{Append, NewMessage};
 
 /// What one read takes at most; with one line and one header it bounds the memory of a session.
@@ -68,23 +69,27 @@ pub(super) async fn session(shared: &Arc<Shared>, tcp: TcpStream, rest: Vec<u8>,
     );
     let tls = server_tls(shared, connector.tls_certificate_name.as_deref());
     let config = session_config(shared, &opened, tls.is_some());
+    let implicit_tls = opened.implicit_tls;
     let driver = Driver {
         shared,
         source: opened.source,
         front: opened.front.clone(),
         session_id: opened.session_id.clone(),
         by_fqdn: config.fqdn.clone(),
-        opened: Some(&opened),
+        certificate: tls,
         user: None,
         tls: None,
         letter: None,
         reverse_path: ReversePath::Null,
+        keeps_routing: false,
         refusals: 0,
         // A header is owed by fronts and balancers, and was taken; from a device one would be a forgery.
         watch_for_header: opened.front.is_none().then_some(opened.peer),
+        opened: Some(opened),
+        counted: None,
         ended,
     };
-    run(driver, config, tcp, rest, tls, opened.implicit_tls).await;
+    run(driver, config, tcp, rest, implicit_tls).await;
 }
 
 /// Answers a front's check: a greeting, and whatever a session may say that sends nothing.
@@ -103,16 +108,19 @@ pub(super) async fn probe(shared: &Arc<Shared>, tcp: TcpStream, by: Introduced, 
         front: by.front,
         session_id: by.session_id,
         by_fqdn: config.fqdn.clone(),
+        certificate: tls,
         opened: None,
+        counted: None,
         user: None,
         tls: None,
         letter: None,
         reverse_path: ReversePath::Null,
+        keeps_routing: false,
         refusals: 0,
         watch_for_header: None,
         ended,
     };
-    run(driver, config, tcp, by.rest, tls, implicit_tls).await;
+    run(driver, config, tcp, by.rest, implicit_tls).await;
 }
 
 /// The server certificate for a connector, or none; that none can be used is ours to know.
@@ -142,6 +150,7 @@ fn session_config(shared: &Shared, opened: &Opened, has_certificate: bool) -> Se
         },
         eight_bit_mime: c.eight_bit_mime_enabled,
         enhanced_status_codes: c.enhanced_status_codes_enabled,
+        ..Offer::default()
     };
     config.tls = match (opened.implicit_tls, c.offers_tls() && has_certificate, c.require_tls) {
         (true, _, _) => TlsMode::Implicit,
@@ -162,6 +171,7 @@ fn session_config(shared: &Shared, opened: &Opened, has_certificate: bool) -> Se
         connection_timeout: Duration::from_secs(c.connection_timeout_secs),
     };
     config.require_ehlo_domain = c.require_ehlo_domain;
+    config.xclient = shared.options.xclient.trusted.iter().any(|peer| peer.contains(opened.source));
     config
 }
 
@@ -172,14 +182,20 @@ struct Driver<'a> {
     front: Option<String>,
     session_id: String,
     by_fqdn: String,
+    /// What a TLS handshake shows.
+    certificate: Option<Arc<ServerConfig>>,
     /// Absent for a front's check, which never gets as far as needing it.
-    opened: Option<&'a Opened>,
+    opened: Option<Opened>,
+    /// The place of the client that `XCLIENT` named, among those of its address.
+    counted: Option<Counted>,
     user: Option<String>,
     /// Version and cipher suite, inside TLS.
     tls: Option<String>,
     letter: Option<Letter>,
     /// Of the letter under way, for the decisions about its recipients.
     reverse_path: ReversePath,
+    /// Of its sender: whether `Received` and `Resent-*` may stay.
+    keeps_routing: bool,
     refusals: u32,
     watch_for_header: Option<SocketAddr>,
     ended: Scope,
@@ -201,17 +217,10 @@ enum Left {
     Closed,
 }
 
-async fn run(
-    mut driver: Driver<'_>,
-    config: SessionConfig,
-    tcp: TcpStream,
-    rest: Vec<u8>,
-    tls: Option<Arc<ServerConfig>>,
-    implicit_tls: bool,
-) {
+async fn run(mut driver: Driver<'_>, config: SessionConfig, tcp: TcpStream, rest: Vec<u8>, implicit_tls: bool) {
     let mut stream = Prefixed::new(rest, tcp);
     if implicit_tls {
-        let Some(mut encrypted) = driver.handshake(tls.as_ref(), stream).await else { return };
+        let Some(mut encrypted) = driver.handshake(stream).await else { return };
         let mut session = Session::new(config, now());
         driver.converse(&mut session, &mut encrypted).await;
         let _ = tokio::time::timeout(WRITE_TIMEOUT, encrypted.shutdown()).await;
@@ -223,7 +232,7 @@ async fn run(
             let _ = tokio::time::timeout(WRITE_TIMEOUT, stream.shutdown()).await;
         }
         Left::StartTls => {
-            let Some(mut encrypted) = driver.handshake(tls.as_ref(), stream).await else { return };
+            let Some(mut encrypted) = driver.handshake(stream).await else { return };
             // RFC 3207 §4.2: the client starts afresh, and so do we.
             driver.user = None;
             session.handle_tls_established(now());
@@ -239,12 +248,8 @@ fn now() -> std::time::Instant {
 }
 
 impl Driver<'_> {
-    async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
-        &mut self,
-        tls: Option<&Arc<ServerConfig>>,
-        stream: S,
-    ) -> Option<TlsStream<S>> {
-        let Some(tls) = tls else {
+    async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(&mut self, stream: S) -> Option<TlsStream<S>> {
+        let Some(tls) = &self.certificate else {
             tracing::warn!(session.id = %self.session_id, "TLS is not possible: the cluster has no usable certificate");
             return None;
         };
@@ -330,11 +335,12 @@ impl Driver<'_> {
                 session.handle_auth(now(), outcome);
             }
             Action::CheckMail { reverse_path, .. } => {
-                let (verdict, bypass) = self.check_mail(session.is_tls(), &reverse_path);
+                let (verdict, rights) = self.check_mail(session.is_tls(), &reverse_path);
                 self.tarpit(&verdict).await;
-                if bypass {
+                if rights.contains(Right::BypassMessageSizeLimit) {
                     session.bypass_size_limit();
                 }
+                self.keeps_routing = rights.contains(Right::AcceptHeadersRouting);
                 self.reverse_path = reverse_path;
                 session.handle_mail(now(), verdict);
             }
@@ -362,13 +368,28 @@ impl Driver<'_> {
                 session.handle_committed(now(), answer);
             }
             Action::Abort => self.letter = None,
+            Action::Xclient(said) => {
+                let decided = self.xclient(&said);
+                session.handle_xclient(now(), decided);
+            }
+            Action::Note(Note::Lenient(leniency)) => {
+                if let Some(opened) = &self.opened {
+                    let connector = &opened.connector.name;
+                    self.shared.leniencies.count(leniency, self.source, connector, &self.session_id);
+                }
+            }
+            Action::Note(Note::XclientRefused) => {
+                counter!(XCLIENTS, "result" => "refused").increment(1);
+                let fix = "if it is an SMTP proxy of yours, add it to xclient.trusted in the node file";
+                tracing::debug!(session.id = %self.session_id, source.addr = %self.source, fix, "XCLIENT refused");
+            }
             // Done by the loop that owns the stream.
             Action::Send(_) | Action::StartTls | Action::Close { .. } => {}
         }
     }
 
     fn standing(&self, tls: bool) -> Option<Standing<'_>> {
-        self.opened.map(|opened| Standing {
+        self.opened.as_ref().map(|opened| Standing {
             connector: &opened.connector,
             local: opened.local,
             source: opened.source,
@@ -377,8 +398,24 @@ impl Driver<'_> {
         })
     }
 
+    /// The connection becomes that of the client whom a listed peer names.
+    fn xclient(&mut self, said: &Xclient) -> Result<SessionConfig, Reply> {
+        let Some(opened) = &self.opened else { return Err(reply::service_not_available()) };
+        let Reopened { opened, counted } = reopen(self.shared, opened, said)?;
+        self.certificate = server_tls(self.shared, opened.connector.tls_certificate_name.as_deref());
+        let config = session_config(self.shared, &opened, self.certificate.is_some());
+        self.source = opened.source;
+        self.by_fqdn.clone_from(&config.fqdn);
+        self.user = None;
+        self.reverse_path = ReversePath::Null;
+        self.refusals = 0;
+        self.opened = Some(opened);
+        self.counted = Some(counted);
+        Ok(config)
+    }
+
     async fn check_auth(&mut self, tls: bool, user: &str, password: &Password) -> AuthOutcome {
-        let Some(opened) = self.opened else { return AuthOutcome::Refused };
+        let Some(opened) = &self.opened else { return AuthOutcome::Refused };
         let view = self.shared.view();
         let login = self
             .shared
@@ -414,16 +451,16 @@ impl Driver<'_> {
         AuthOutcome::Refused
     }
 
-    fn check_mail(&self, tls: bool, reverse_path: &ReversePath) -> (Verdict, bool) {
-        let Some(standing) = self.standing(tls) else { return (closing(), false) };
+    fn check_mail(&self, tls: bool, reverse_path: &ReversePath) -> (Verdict, Rights) {
+        let Some(standing) = self.standing(tls) else { return (closing(), Rights::default()) };
         let view = self.shared.view();
         let Now::Same(connector, expired) = policy::choose_again(&view, &standing) else {
             // What this connection was opened for is not what it would get now.
-            return (closing(), false);
+            return (closing(), Rights::default());
         };
         let decision = policy::mail(&view, &standing, &connector, expired, reverse_path);
         let rights = policy::rights(&view, &standing, &connector, expired);
-        (self.verdict(&connector, decision), rights.contains(Right::BypassMessageSizeLimit))
+        (self.verdict(&connector, decision), rights)
     }
 
     fn check_rcpt(&self, tls: bool, forward_path: &ForwardPath) -> Verdict {
@@ -457,7 +494,7 @@ impl Driver<'_> {
     /// Exchange's tarpit: whoever collects refusals waits for the next ones. Never a client that may relay, and never
     /// the first refusal: a typing error is not an attack.
     async fn tarpit(&mut self, verdict: &Verdict) {
-        if let (Verdict::Deny(_), Some(opened)) = (verdict, self.opened) {
+        if let (Verdict::Deny(_), Some(opened)) = (verdict, &self.opened) {
             self.refusals += 1;
             let interval = tarpit(&opened.connector, self.refusals, self.user.is_some());
             tokio::time::sleep(interval).await;
@@ -478,7 +515,7 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// Puts our `Received`, and what the letter lacks, in front of its header.
+    /// Puts our `Received`, and what the letter lacks, in front of its header, and takes away what may not stay.
     async fn header(&mut self, session: &Session, block: Vec<u8>, facts: &HeaderFacts) -> Result<(), Reply> {
         let date = date_rfc5322(now_ms());
         let Some(letter) = &mut self.letter else { return Err(reply::insufficient_system_resources()) };
@@ -489,6 +526,8 @@ impl Driver<'_> {
             None => format!("<{generated}>"),
         };
         letter.subject = facts.subject.clone().unwrap_or_default();
+        // RFC 6531 §3.2: what was asked for and is not needed binds no next hop. Addresses speak for themselves.
+        letter.envelope.smtp_utf8 &= !block.is_ascii();
         let mut lines = received(&ReceivedInfo {
             helo: session.helo().unwrap_or_default(),
             source_addr: self.source,
@@ -500,6 +539,14 @@ impl Driver<'_> {
         })
         .into_bytes();
         lines.extend(missing_lines(facts, &date, &generated).into_bytes());
+        let (block, stripped) = header_firewall::strip(block, self.keeps_routing);
+        for (kind, count) in [("organization", stripped.organization), ("routing", stripped.routing)] {
+            if count > 0 {
+                counter!(STRIPPED, "kind" => kind).increment(u64::from(count));
+                let id = &self.session_id;
+                tracing::debug!(session.id = %id, kind, count, "header fields stripped");
+            }
+        }
         lines.extend(block);
         self.append(lines).await
     }
@@ -518,11 +565,11 @@ impl Driver<'_> {
 
     /// Makes the letter durable. Only then there is a `250` (RFC 5321 §6.1).
     async fn commit(&mut self, session: &Session, size: u64) -> Reply {
-        let (Some(letter), Some(opened)) = (self.letter.take(), self.opened) else {
+        let (Some(letter), Some(opened)) = (self.letter.take(), &self.opened) else {
             return reply::insufficient_system_resources();
         };
         let Letter { append, envelope, message_id, subject } = letter;
-        let (id, recipients) = (append.id(), envelope.forward_paths.len());
+        let (id, recipients) = (append.id(), envelope.recipients.len());
         let message = NewMessage {
             envelope,
             message_id: message_id.clone(),

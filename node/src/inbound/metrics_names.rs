@@ -14,6 +14,12 @@ pub(super) const REJECTIONS: &str = "posthouse_inbound_rejections_total";
 pub(super) const AUTH: &str = "posthouse_inbound_auth_total";
 /// TLS handshakes with devices, by result.
 pub(super) const HANDSHAKES: &str = "posthouse_inbound_tls_handshakes_total";
+/// What old devices were forgiven, by leniency and connector.
+pub(super) const LENIENCIES: &str = "posthouse_inbound_leniencies_total";
+/// `XCLIENT` commands, by result.
+pub(super) const XCLIENTS: &str = "posthouse_inbound_xclient_total";
+/// Header fields taken away from letters, by kind.
+pub(super) const STRIPPED: &str = "posthouse_inbound_header_fields_stripped_total";
 /// PROXY headers, by version, command and result.
 pub(super) const PROXY_HEADERS: &str = "posthouse_proxy_headers_total";
 
@@ -31,6 +37,18 @@ pub fn describe() {
     describe_counter!(HANDSHAKES, "TLS handshakes with devices, by result.");
     for result in ["ok", "failed"] {
         counter!(HANDSHAKES, "result" => result).absolute(0);
+    }
+    describe_counter!(LENIENCIES, "What old devices were forgiven, by leniency and connector.");
+    for leniency in crate::smtp::Leniency::ALL {
+        counter!(LENIENCIES, "leniency" => leniency.as_str(), "connector" => "").absolute(0);
+    }
+    describe_counter!(XCLIENTS, "XCLIENT commands, by result.");
+    for result in ["ok", "refused", "no_connector", "limit"] {
+        counter!(XCLIENTS, "result" => result).absolute(0);
+    }
+    describe_counter!(STRIPPED, "Header fields taken away from letters, by kind.");
+    for kind in ["organization", "routing"] {
+        counter!(STRIPPED, "kind" => kind).absolute(0);
     }
     describe_counter!(PROXY_HEADERS, "PROXY headers received, by version, command and result.");
     for result in ["missing", "invalid", "unsigned", "unlisted"] {

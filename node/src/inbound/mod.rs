@@ -6,10 +6,12 @@ mod authenticate;
 mod driver;
 mod front_keys;
 mod header;
+mod leniencies;
 mod listener;
 mod metrics_names;
 mod policy;
 mod prefixed;
+mod xclient;
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
@@ -22,7 +24,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use metrics_names::describe;
 
-use crate::config::{ProxyProtocolSection, SmtpSection};
+use crate::config::{ProxyProtocolSection, SmtpSection, XclientSection};
 use crate::connector::{ConnectionCounters, Principal, ReceiveConnector, Right, effective_rights};
 use crate::pki::DataKey;
 use crate::proxy_protocol::ReplayWindow;
@@ -54,6 +56,8 @@ pub struct InboundOptions {
     pub fqdn: String,
     /// Foreign balancers.
     pub proxy: ProxyProtocolSection,
+    /// Proxies that speak SMTP themselves.
+    pub xclient: XclientSection,
     /// Whether this node takes new connections.
     pub readiness: watch::Receiver<(bool, String)>,
     /// How many sessions are open, for whoever asks.
@@ -69,6 +73,7 @@ struct Shared {
     counters: Mutex<ConnectionCounters>,
     permits: Arc<Semaphore>,
     complaints: header::Complaints,
+    leniencies: leniencies::LeniencyCounts,
 }
 
 impl Shared {
@@ -135,6 +140,7 @@ impl Inbound {
             counters: Mutex::default(),
             permits: Arc::new(Semaphore::new(SESSIONS_MAX)),
             complaints: header::Complaints::default(),
+            leniencies: leniencies::LeniencyCounts::default(),
             options,
         });
         for bound in sockets.0 {

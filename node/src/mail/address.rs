@@ -1,5 +1,6 @@
-//! Paths and mailboxes (RFC 5321 §4.1.2), parsed once at the edge into types that cannot be wrong. ASCII only:
-//! SMTPUTF8 (RFC 6531) is not offered, and an IDN arrives as its A-labels, which are ordinary names here.
+//! Paths and mailboxes (RFC 5321 §4.1.2, RFC 6531 §3.3), parsed once at the edge into types that cannot be wrong. Where
+//! a client asked for SMTPUTF8 a local part may hold any UTF-8. A domain is always kept as its A-labels: policy must
+//! not know two spellings of one name.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -63,6 +64,22 @@ impl Domain {
         Ok(Self(text.to_ascii_lowercase()))
     }
 
+    /// Parses a name that may be written in U-labels (RFC 5890 §2.3.2.1), and keeps its A-labels.
+    ///
+    /// # Errors
+    /// As [`Domain::parse`], and where the name has no A-labels (UTS 46).
+    pub fn parse_utf8(text: &str) -> Result<Self, AddressError> {
+        if text.is_ascii() {
+            return Self::parse(text);
+        }
+        // Longer than any name in any spelling; what is parsed below is bounded by it.
+        if text.len() > 4 * DOMAIN_MAX {
+            return Err(AddressError::DomainTooLong);
+        }
+        let ascii = idna::domain_to_ascii_strict(text).map_err(|_| AddressError::Syntax)?;
+        Self::parse(&ascii)
+    }
+
     /// The name in lower case, or the literal with its brackets.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -116,12 +133,23 @@ impl Mailbox {
     /// # Errors
     /// See [`AddressError`].
     pub fn parse(text: &str) -> Result<Self, AddressError> {
-        if !text.is_ascii() {
-            return Err(AddressError::NotAscii);
-        }
+        if text.is_ascii() { Self::parse_utf8(text) } else { Err(AddressError::NotAscii) }
+    }
+
+    /// Parses an address that may hold UTF-8 (RFC 6531 §3.3).
+    ///
+    /// # Errors
+    /// See [`AddressError`].
+    pub fn parse_utf8(text: &str) -> Result<Self, AddressError> {
         let (local_part, rest) = take_local_part(text)?;
-        let domain = Domain::parse(rest.strip_prefix('@').ok_or(AddressError::Syntax)?)?;
+        let domain = Domain::parse_utf8(rest.strip_prefix('@').ok_or(AddressError::Syntax)?)?;
         Ok(Self { local_part, domain })
+    }
+
+    /// Whether it can be said without SMTPUTF8.
+    #[must_use]
+    pub fn is_ascii(&self) -> bool {
+        self.local_part.is_ascii()
     }
 
     /// Makes a mailbox of a local part without quotes and a domain.
@@ -175,8 +203,8 @@ fn take_quoted_string(text: &str) -> Result<(String, &str), AddressError> {
     let mut local_part = String::new();
     let mut escaped = false;
     for (index, c) in text.char_indices() {
-        // RFC 5321 §4.1.2: qtextSMTP and quoted-pairSMTP are printable ASCII and space.
-        if !matches!(c, ' '..='~') {
+        // RFC 5321 §4.1.2: qtextSMTP and quoted-pairSMTP are printable ASCII and space; RFC 6531 §3.3 adds UTF-8.
+        if !matches!(c, ' '..='~') && !is_international(c) {
             return Err(AddressError::Syntax);
         }
         match c {
@@ -200,12 +228,18 @@ fn take_quoted_string(text: &str) -> Result<(String, &str), AddressError> {
 
 /// Whether `text` is a Dot-string: atoms with single dots between them.
 fn is_dot_string(text: &str) -> bool {
-    text.split('.').all(|atom| !atom.is_empty() && atom.bytes().all(is_atext))
+    text.split('.').all(|atom| !atom.is_empty() && atom.chars().all(is_atext))
 }
 
-/// RFC 5322 §3.2.3.
-fn is_atext(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&byte)
+/// RFC 5322 §3.2.3, and RFC 6531 §3.3.
+fn is_atext(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c) || is_international(c)
+}
+
+/// RFC 6532 §3.1, without the control characters of ISO 8859-1 and the separators of lines and paragraphs: they would
+/// end a line in somebody's log.
+fn is_international(c: char) -> bool {
+    !c.is_ascii() && !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}')
 }
 
 /// What `MAIL FROM:<…>` names.
@@ -224,6 +258,14 @@ impl ReversePath {
     /// # Errors
     /// See [`AddressError`].
     pub fn parse_path(text: &str) -> Result<Self, AddressError> {
+        if text.is_ascii() { Self::parse_path_utf8(text) } else { Err(AddressError::NotAscii) }
+    }
+
+    /// Parses the wire form where SMTPUTF8 was asked for.
+    ///
+    /// # Errors
+    /// See [`AddressError`].
+    pub fn parse_path_utf8(text: &str) -> Result<Self, AddressError> {
         if text == "<>" {
             return Ok(Self::Null);
         }
@@ -262,6 +304,14 @@ impl ForwardPath {
     /// # Errors
     /// See [`AddressError`].
     pub fn parse_path(text: &str) -> Result<Self, AddressError> {
+        if text.is_ascii() { Self::parse_path_utf8(text) } else { Err(AddressError::NotAscii) }
+    }
+
+    /// Parses the wire form where SMTPUTF8 was asked for.
+    ///
+    /// # Errors
+    /// See [`AddressError`].
+    pub fn parse_path_utf8(text: &str) -> Result<Self, AddressError> {
         // RFC 5321 §4.1.1.3: "Postmaster" without a domain, in any case.
         if text.eq_ignore_ascii_case("<postmaster>") {
             return Ok(Self::Postmaster);
@@ -287,11 +337,8 @@ impl ForwardPath {
 
 /// `<mailbox>` or `<@a,@b:mailbox>`.
 fn parse_mailbox_path(text: &str) -> Result<Mailbox, AddressError> {
-    if !text.is_ascii() {
-        return Err(AddressError::NotAscii);
-    }
     let inside = text.strip_prefix('<').and_then(|rest| rest.strip_suffix('>')).ok_or(AddressError::Syntax)?;
-    Mailbox::parse(without_source_route(inside)?)
+    Mailbox::parse_utf8(without_source_route(inside)?)
 }
 
 /// RFC 5321 §4.1.1.3 and appendix C: a source route must be accepted, should be ignored, and is never obeyed.
@@ -305,7 +352,7 @@ fn without_source_route(inside: &str) -> Result<&str, AddressError> {
         // A literal may hold colons of its own.
         let end = if hop.starts_with('[') { hop.find(']').map(|at| at + 1) } else { hop.find([',', ':']) };
         let (domain, tail) = hop.split_at(end.ok_or(AddressError::Syntax)?);
-        let _ignored = Domain::parse(domain)?;
+        let _ignored = Domain::parse_utf8(domain)?;
         if let Some(mailbox) = tail.strip_prefix(':') {
             return Ok(mailbox);
         }
@@ -363,10 +410,11 @@ impl FromStr for Domain {
     }
 }
 
+/// The stored form, UTF-8 where SMTPUTF8 brought it.
 impl FromStr for Mailbox {
     type Err = AddressError;
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        Self::parse(text)
+        Self::parse_utf8(text)
     }
 }
 
@@ -374,7 +422,7 @@ impl FromStr for Mailbox {
 impl FromStr for ReversePath {
     type Err = AddressError;
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        if matches!(text, "" | "<>") { Ok(Self::Null) } else { Mailbox::parse(text).map(Self::Mailbox) }
+        if matches!(text, "" | "<>") { Ok(Self::Null) } else { text.parse().map(Self::Mailbox) }
     }
 }
 
@@ -382,11 +430,7 @@ impl FromStr for ReversePath {
 impl FromStr for ForwardPath {
     type Err = AddressError;
     fn from_str(text: &str) -> Result<Self, AddressError> {
-        if text.eq_ignore_ascii_case("postmaster") {
-            Ok(Self::Postmaster)
-        } else {
-            Mailbox::parse(text).map(Self::Mailbox)
-        }
+        if text.eq_ignore_ascii_case("postmaster") { Ok(Self::Postmaster) } else { text.parse().map(Self::Mailbox) }
     }
 }
 
@@ -529,6 +573,40 @@ mod tests {
     }
 
     #[test]
+    fn where_smtputf8_is_asked_for_local_parts_hold_it_and_domains_become_a_labels() {
+        for (wire, bare) in [
+            ("<ü@x.example>", "ü@x.example"),
+            ("<δοκιμή@παράδειγμα.δοκιμή>", "δοκιμή@xn--hxajbheg2az3al.xn--jxalpdlp"),
+            ("<a@BÜCHER.example>", "a@xn--bcher-kva.example"),
+            ("<a@bu\u{308}cher.example>", "a@xn--bcher-kva.example"),
+            ("<a@xn--bcher-kva.example>", "a@xn--bcher-kva.example"),
+            ("<\"ü b\"@x.example>", "\"ü b\"@x.example"),
+            ("<@bücher.example:a@x.example>", "a@x.example"),
+            ("<plain@x.example>", "plain@x.example"),
+        ] {
+            let path = ForwardPath::parse_path_utf8(wire).unwrap();
+            assert_eq!(path.to_string(), bare, "{wire}");
+            assert_eq!(serde_json::from_str::<ForwardPath>(&serde_json::to_string(&path).unwrap()).unwrap(), path);
+        }
+        for wire in [
+            "<ü\u{85}@x.example>",
+            "<\"ü\u{2028}\"@x.example>",
+            "<a@ü\u{0}.example>",
+            "<a@\u{2024}example>",
+            "<a@b\u{fffd}c.example>",
+            "<ü..b@x.example>",
+            "<ü@x@ü.example>",
+        ] {
+            assert!(ForwardPath::parse_path_utf8(wire).is_err(), "{wire:?}");
+        }
+        let long = format!("<a@{}>", "ü".repeat(2000));
+        assert_eq!(ForwardPath::parse_path_utf8(&long), Err(AddressError::DomainTooLong));
+        // 64 octets, not characters (RFC 6531 §3.3).
+        assert!(ForwardPath::parse_path_utf8(&format!("<{}@x.example>", "ü".repeat(32))).is_ok());
+        assert!(ForwardPath::parse_path_utf8(&format!("<{}@x.example>", "ü".repeat(33))).is_err());
+    }
+
+    #[test]
     fn stored_forms_come_back() {
         let null: ReversePath = serde_json::from_str("\"\"").unwrap();
         assert_eq!(null, ReversePath::Null);
@@ -544,6 +622,7 @@ mod tests {
         fn no_text_panics(text in ".{0,80}") {
             let _ = ForwardPath::parse_path(&text);
             let _ = ReversePath::parse_path(&format!("<{text}>"));
+            let _ = ReversePath::parse_path_utf8(&format!("<a@{text}>"));
             let _ = Domain::parse(&format!("[{text}]"));
         }
 

@@ -1,14 +1,17 @@
-//! The report to a sender whose letter could not be delivered (RFC 3464, RFC 6522): what a person can read, what a
-//! program can read, and the header of the letter. Never made for the null reverse-path: whoever makes one needs a
+//! The report to a sender whose letter could not be delivered (RFC 3464, RFC 6522; with addresses beyond ASCII RFC 6533):
+//! what a person can read, what a program can read, and the letter or its header, as `RET` asks. Never made for the null reverse-path: whoever makes one needs a
 //! mailbox to send it to. Success and delay reports are deliberately absent.
 
 use std::fmt::Write as _;
 
 use super::trace_header::date_rfc5322;
-use super::{EnhancedCode, Mailbox, Reply};
+use super::{EnhancedCode, Mailbox, OriginalRecipient, Reply};
 
 /// How much of the letter's header is given back.
 pub const DSN_HEADER_BYTES_MAX: usize = 64 * 1024;
+/// The largest letter that is given back whole where `RET=FULL` asks for it; of larger ones the header is given back
+/// (RFC 3461 §4.3 leaves that to the server). A report is held in memory.
+pub const DSN_LETTER_BYTES_MAX: u64 = 256 * 1024;
 /// How many failed recipients one report names; more are counted.
 pub const DSN_RECIPIENTS_MAX: usize = 200;
 /// How much of a reply is told, in characters: a line is at most 998 (RFC 5322 §2.1.1).
@@ -31,10 +34,41 @@ pub struct FailureReport<'a> {
     pub received_at_ms: i64,
     /// When the report is made, in unix milliseconds.
     pub now_ms: i64,
+    /// `ENVID=` of the letter, decoded.
+    pub envid: Option<&'a str>,
     /// Whom the letter does not reach.
     pub failed: &'a [FailedRecipient],
-    /// The letter's header block, without the empty line that ends it.
-    pub header: &'a [u8],
+    /// What of the letter is given back.
+    pub given_back: GivenBack<'a>,
+}
+
+/// What of a letter is given back to its sender.
+#[derive(Clone, Copy, Debug)]
+pub enum GivenBack<'a> {
+    /// Its header block, without the empty line that ends it.
+    Header(&'a [u8]),
+    /// The whole letter.
+    Letter(&'a [u8]),
+}
+
+impl<'a> GivenBack<'a> {
+    fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Header(header) => cut_header(header),
+            Self::Letter(letter) => letter,
+        }
+    }
+}
+
+impl FailureReport<'_> {
+    /// Whether the report needs SMTPUTF8 (RFC 6533 §4): an address in it is not ASCII.
+    #[must_use]
+    pub fn needs_smtp_utf8(&self) -> bool {
+        let international = |failed: &FailedRecipient| {
+            !failed.recipient.is_ascii() || failed.orcpt.as_ref().is_some_and(|orcpt| !orcpt.address.is_ascii())
+        };
+        !self.to.is_ascii() || self.failed.iter().any(international)
+    }
 }
 
 /// A recipient whom the letter does not reach.
@@ -48,6 +82,8 @@ pub struct FailedRecipient {
     pub reply: Reply,
     /// Whether it was given up after the longest wait.
     pub expired: bool,
+    /// `ORCPT=`: whom the sender wrote to.
+    pub orcpt: Option<OriginalRecipient>,
 }
 
 /// Writes the report, complete with header, lines ended by CRLF.
@@ -81,16 +117,26 @@ pub fn failure_report(report: &FailureReport<'_>) -> Vec<u8> {
     line("Content-Transfer-Encoding: 8bit");
     line("");
     text.push_str(&for_people(report));
-    text.push_str(&format!("\r\n--{boundary}\r\nContent-Type: message/delivery-status\r\n\r\n"));
-    text.push_str(&for_programs(report));
-    text.push_str(&format!("\r\n--{boundary}\r\nContent-Type: text/rfc822-headers\r\n"));
-    text.push_str(if report.header.is_ascii() {
+    let utf8 = report.needs_smtp_utf8();
+    let status = if utf8 { "message/global-delivery-status" } else { "message/delivery-status" };
+    text.push_str(&format!("\r\n--{boundary}\r\nContent-Type: {status}\r\n"));
+    text.push_str(if utf8 { "Content-Transfer-Encoding: 8bit\r\n\r\n" } else { "\r\n" });
+    text.push_str(&for_programs(report, utf8));
+    let kind = match (report.given_back, utf8) {
+        (GivenBack::Header(_), false) => "text/rfc822-headers",
+        (GivenBack::Header(_), true) => "message/global-headers",
+        (GivenBack::Letter(_), false) => "message/rfc822",
+        (GivenBack::Letter(_), true) => "message/global",
+    };
+    text.push_str(&format!("\r\n--{boundary}\r\nContent-Type: {kind}\r\n"));
+    let given_back = report.given_back.bytes();
+    text.push_str(if given_back.is_ascii() {
         "Content-Transfer-Encoding: 7bit\r\n\r\n"
     } else {
         "Content-Transfer-Encoding: 8bit\r\n\r\n"
     });
     let mut out = text.into_bytes();
-    out.extend_from_slice(given_back(report.header));
+    out.extend_from_slice(given_back);
     out.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
     out
 }
@@ -124,14 +170,24 @@ fn for_people(report: &FailureReport<'_>) -> String {
     text
 }
 
-fn for_programs(report: &FailureReport<'_>) -> String {
+fn for_programs(report: &FailureReport<'_>, utf8: bool) -> String {
     let mut text = String::new();
     // Writing into a String cannot fail.
+    if let Some(envid) = report.envid {
+        // RFC 3464 §2.2.1: as the sender meant it, not as it was encoded.
+        let _ = write!(text, "Original-Envelope-Id: {}\r\n", clean(envid));
+    }
     let _ = write!(text, "Reporting-MTA: dns; {}\r\n", report.reporting_mta);
     let _ = write!(text, "X-Posthouse-Letter: {}\r\n", clean(report.letter_id));
     let _ = write!(text, "Arrival-Date: {}\r\n", date_rfc5322(report.received_at_ms));
     for failed in report.failed.iter().take(DSN_RECIPIENTS_MAX) {
-        let _ = write!(text, "\r\nFinal-Recipient: rfc822; {}\r\n", clean(&failed.recipient));
+        text.push_str("\r\n");
+        if let Some(orcpt) = &failed.orcpt {
+            let _ = write!(text, "Original-Recipient: {}\r\n", clean(&orcpt.to_string()));
+        }
+        // RFC 6533 §3: an address beyond ASCII has a type of its own.
+        let kind = if utf8 && !failed.recipient.is_ascii() { "utf-8" } else { "rfc822" };
+        let _ = write!(text, "Final-Recipient: {kind}; {}\r\n", clean(&failed.recipient));
         let _ = write!(text, "Action: failed\r\nStatus: {}\r\n", status(failed));
         if let Some(hop) = &failed.next_hop {
             let host = hop.split([' ', ':']).next().filter(|host| !host.is_empty()).unwrap_or("unknown");
@@ -175,7 +231,7 @@ fn clean(text: &str) -> String {
 }
 
 /// The header block up to the limit, ended at a line.
-fn given_back(header: &[u8]) -> &[u8] {
+fn cut_header(header: &[u8]) -> &[u8] {
     if header.len() <= DSN_HEADER_BYTES_MAX {
         return header;
     }
@@ -184,10 +240,11 @@ fn given_back(header: &[u8]) -> &[u8] {
     &cut[..end]
 }
 
-/// A boundary that the letter's header does not contain.
+/// A boundary that what is given back does not contain.
 fn boundary(report: &FailureReport<'_>) -> String {
     let mut boundary = format!("report-{}", report.unique);
-    while report.header.windows(boundary.len()).any(|window| window == boundary.as_bytes()) {
+    let given_back = report.given_back.bytes();
+    while given_back.windows(boundary.len()).any(|window| window == boundary.as_bytes()) {
         boundary.push('x');
     }
     boundary
@@ -200,21 +257,57 @@ mod tests {
 
     fn failed(recipient: &str, reply: Reply) -> FailedRecipient {
         let next_hop = Some("mx.example:25 [192.0.2.1]".to_owned());
-        FailedRecipient { recipient: recipient.to_owned(), next_hop, reply, expired: false }
+        FailedRecipient { recipient: recipient.to_owned(), next_hop, reply, expired: false, orcpt: None }
     }
 
     fn report(failed: &[FailedRecipient], header: &[u8]) -> Vec<u8> {
+        report_to("printer@corp.example", failed, GivenBack::Header(header))
+    }
+
+    fn report_to(to: &str, failed: &[FailedRecipient], given_back: GivenBack<'_>) -> Vec<u8> {
         failure_report(&FailureReport {
             unique: "0ABC",
             reporting_mta: "relay.example",
-            to: &Mailbox::parse("printer@corp.example").unwrap(),
+            to: &to.parse().unwrap(),
             letter_id: "01HQXW5P7R8S9",
             message_id: "<one@corp.example>",
             received_at_ms: 1_795_000_000_000,
             now_ms: 1_795_000_060_000,
+            envid: Some("QQ 314"),
             failed,
-            header,
+            given_back,
         })
+    }
+
+    #[test]
+    fn what_the_sender_said_with_the_letter_comes_back() {
+        let mut bounced = failed("b@y.example", Reply::new(550, None, "no"));
+        bounced.orcpt = OriginalRecipient::parse("rfc822;list@x.example", false).ok();
+        let letter = GivenBack::Letter(b"Subject: scan\r\n\r\nwhole letter\r\n");
+        let text = String::from_utf8(report_to("printer@corp.example", &[bounced], letter)).unwrap();
+        for expected in [
+            "Content-Type: message/delivery-status\r\n\r\nOriginal-Envelope-Id: QQ 314\r\nReporting-MTA: dns; ",
+            "\r\n\r\nOriginal-Recipient: rfc822; list@x.example\r\nFinal-Recipient: rfc822; b@y.example\r\n",
+            "Content-Type: message/rfc822\r\nContent-Transfer-Encoding: 7bit\r\n\r\nSubject: scan\r\n\r\nwhole letter\r\n",
+        ] {
+            assert!(text.contains(expected), "{expected:?} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_beyond_ascii_are_reported_as_rfc_6533_says() {
+        let mut bounced = failed("ü@y.example", Reply::new(550, None, "no"));
+        bounced.orcpt = OriginalRecipient::parse("utf-8;\\x{FC}@y.example", false).ok();
+        let header = GivenBack::Header("Subject: grüße\r\n".as_bytes());
+        let text = String::from_utf8(report_to("drucker-ö@corp.example", &[bounced], header)).unwrap();
+        for expected in [
+            "To: <drucker-ö@corp.example>\r\n",
+            "Content-Type: message/global-delivery-status\r\nContent-Transfer-Encoding: 8bit\r\n\r\n",
+            "Original-Recipient: utf-8; ü@y.example\r\nFinal-Recipient: utf-8; ü@y.example\r\n",
+            "Content-Type: message/global-headers\r\nContent-Transfer-Encoding: 8bit\r\n\r\nSubject: grüße\r\n",
+        ] {
+            assert!(text.contains(expected), "{expected:?} is missing in\n{text}");
+        }
     }
 
     #[test]

@@ -3,10 +3,13 @@
 
 pub mod address;
 pub mod dsn;
+pub mod dsn_parameters;
 pub mod envelope;
+pub mod header_firewall;
 pub mod reply;
 pub mod trace_header;
 
 pub use address::{AddressError, Domain, ForwardPath, Mailbox, ReversePath};
-pub use envelope::{BodyType, Envelope};
+pub use dsn_parameters::{Notify, OriginalRecipient, Ret};
+pub use envelope::{BodyType, Envelope, EnvelopeRecipient};
 pub use reply::{EnhancedCode, Reply, ReplyCode};

@@ -153,7 +153,7 @@ replies! {
     resetting = 250 2 0 0 "Resetting";
     /// `NOOP` done.
     ok = 250 2 0 0 "OK";
-    /// `VRFY` and `EXPN` (RFC 5321 §3.5.3: 252 promises nothing and tells nothing).
+    /// `VRFY` (RFC 5321 §3.5.3: 252 promises nothing and tells nothing).
     cannot_vrfy = 252 2 1 5 "Cannot VRFY user";
     /// `QUIT` (RFC 5321 §4.1.1.10).
     closing = 221 2 0 0 "Service closing transmission channel";
@@ -194,12 +194,26 @@ replies! {
     /// `STARTTLS` inside TLS.
     tls_already_active = 503 5 5 1 "TLS is already active";
 
+    /// `EXPN` (RFC 5321 §4.2.4).
+    not_implemented = 502 5 5 1 "Command not implemented";
+    /// `XCLIENT` from somebody whom the node file does not name.
+    xclient_not_permitted = 550 5 7 0 "XCLIENT is not permitted from this address";
+    /// `XCLIENT` between `MAIL` and the end of the letter.
+    xclient_during_transaction = 503 5 5 1 "XCLIENT is not permitted during a mail transaction";
     /// A command before `EHLO` or `HELO`.
     send_hello_first = 503 5 5 2 "Send hello first";
     /// `RCPT` or `DATA` without `MAIL`.
     need_mail_command = 503 5 5 2 "Need mail command";
     /// `DATA` without an accepted recipient.
     need_rcpt_command = 503 5 5 2 "Need rcpt command";
+    /// `BDAT` where `CHUNKING` is not offered (RFC 3030 §2).
+    chunking_not_offered = 502 5 5 1 "CHUNKING is not offered";
+    /// A number of octets that is none: where the chunk ends is not known, and the connection ends.
+    invalid_chunk_size = 501 5 5 4 "Invalid chunk size";
+    /// Another command within a letter that comes by `BDAT` (RFC 3030 §2).
+    chunks_under_way = 503 5 5 1 "The message is being sent with BDAT";
+    /// `DATA` for a letter whose body is not lines (RFC 3030 §3).
+    binary_needs_bdat = 503 5 5 1 "BODY=BINARYMIME must be sent with BDAT";
     /// A second `MAIL` in one transaction.
     sender_already_specified = 503 5 5 2 "Sender already specified";
     /// A verb that we do not know.
@@ -218,8 +232,8 @@ replies! {
     invalid_sender = 501 5 1 7 "Invalid address";
     /// The forward-path.
     invalid_recipient = 501 5 1 3 "Invalid address";
-    /// An address with 8-bit characters (RFC 6531 §3.5: SMTPUTF8 is not offered).
-    non_ascii_address = 553 5 6 7 "Address is not ASCII and SMTPUTF8 is not offered";
+    /// An address with 8-bit characters in a transaction that did not ask for SMTPUTF8 (RFC 6531 §3.5).
+    non_ascii_address = 553 5 6 7 "Address is not ASCII and SMTPUTF8 was not requested";
     /// More was sent than the protocol lets a client send before our answer (RFC 2920 §3.1).
     synchronization = 554 5 5 0 "SMTP protocol synchronization error";
     /// A health probe that tries more than greeting us.
@@ -286,7 +300,13 @@ pub fn challenge(base64: &'static str) -> Reply {
 #[must_use]
 pub fn help() -> Reply {
     Reply::new(214, Some(EnhancedCode::new(2, 0, 0)), "This server supports the following commands:")
-        .line("HELO EHLO STARTTLS RCPT DATA RSET MAIL QUIT HELP AUTH NOOP VRFY")
+        .line("HELO EHLO STARTTLS RCPT DATA RSET MAIL QUIT HELP AUTH BDAT NOOP VRFY")
+}
+
+/// A chunk has come; Exchange's words. It promises nothing: the letter ends with `BDAT … LAST` (RFC 3030 §2).
+#[must_use]
+pub fn chunk_received(octets: u64) -> Reply {
+    Reply::new(250, Some(EnhancedCode::new(2, 6, 0)), format!("CHUNK received OK, {octets} octets"))
 }
 
 /// The promise: the letter is on disk. Whoever sends it has waited for the spool.

@@ -4,43 +4,33 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-/// With what a letter came (RFC 3848, RFC 5321 §4.4).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TransferProtocol {
-    /// `HELO`.
-    Smtp,
-    /// `EHLO`.
-    Esmtp,
-    /// `EHLO` inside TLS.
-    Esmtps,
-    /// `EHLO` and `AUTH`.
-    Esmtpa,
-    /// `EHLO` and `AUTH` inside TLS.
-    Esmtpsa,
+/// With what a letter came (RFC 3848, RFC 5321 §4.4, RFC 6531 §4.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransferProtocol {
+    /// `EHLO` rather than `HELO`.
+    pub extended: bool,
+    /// Inside TLS.
+    pub tls: bool,
+    /// After `AUTH`.
+    pub authenticated: bool,
+    /// `MAIL` asked for `SMTPUTF8`.
+    pub smtp_utf8: bool,
 }
 
 impl TransferProtocol {
-    /// Names the protocol of a session. RFC 3848 has no name for `HELO` inside TLS.
-    #[must_use]
-    pub fn of(extended: bool, tls: bool, authenticated: bool) -> Self {
-        match (extended, tls, authenticated) {
-            (false, _, _) => Self::Smtp,
-            (true, false, false) => Self::Esmtp,
-            (true, true, false) => Self::Esmtps,
-            (true, false, true) => Self::Esmtpa,
-            (true, true, true) => Self::Esmtpsa,
-        }
-    }
-
-    /// The word after `with`.
+    /// The word after `with`. RFC 3848 has no name for `HELO` inside TLS.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Smtp => "SMTP",
-            Self::Esmtp => "ESMTP",
-            Self::Esmtps => "ESMTPS",
-            Self::Esmtpa => "ESMTPA",
-            Self::Esmtpsa => "ESMTPSA",
+        match (self.extended, self.smtp_utf8, self.tls, self.authenticated) {
+            (false, _, _, _) => "SMTP",
+            (true, false, false, false) => "ESMTP",
+            (true, false, true, false) => "ESMTPS",
+            (true, false, false, true) => "ESMTPA",
+            (true, false, true, true) => "ESMTPSA",
+            (true, true, false, false) => "UTF8SMTP",
+            (true, true, true, false) => "UTF8SMTPS",
+            (true, true, false, true) => "UTF8SMTPA",
+            (true, true, true, true) => "UTF8SMTPSA",
         }
     }
 }
@@ -400,7 +390,7 @@ mod tests {
             helo: "x)\r\nBcc: y",
             source_addr: "::ffff:192.0.2.7".parse().unwrap(),
             by_fqdn: "mx.example",
-            protocol: TransferProtocol::of(true, true, true),
+            protocol: TransferProtocol { extended: true, tls: true, authenticated: true, smtp_utf8: false },
             tls: Some("TLSv1_3 TLS13_AES_256_GCM_SHA384"),
             id: "0123456789ABC",
             date: &date_rfc5322(1_700_000_000_123),

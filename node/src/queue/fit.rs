@@ -2,7 +2,7 @@
 //! rest goes back to its sender with the reason.
 
 use super::manager::Shared;
-use crate::mail::{EnhancedCode, Reply};
+use crate::mail::{BodyType, EnhancedCode, Reply};
 use crate::outbound::{Downgrade, Extensions};
 use crate::spool::{Record, SpoolError};
 
@@ -21,6 +21,11 @@ pub(super) enum Fit {
 /// # Errors
 /// When the letter cannot be read.
 pub(super) async fn fit(shared: &Shared, record: &Record, offers: &Extensions) -> Result<Fit, SpoolError> {
+    if record.body == BodyType::BinaryMime {
+        // RFC 3030 §3: it may not go as lines, and turning it into base64 would need to understand all of it.
+        let text = "the letter was sent as BINARYMIME, which is not passed on";
+        return Ok(Fit::Refused(Reply::new(554, Some(EnhancedCode::new(5, 6, 3)), text)));
+    }
     if offers.eight_bit_mime {
         return Ok(Fit::AsItIs);
     }

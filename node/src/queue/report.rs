@@ -4,18 +4,21 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::manager::Shared;
-use crate::mail::dsn::{DSN_HEADER_BYTES_MAX, FailedRecipient, FailureReport, failure_report};
-use crate::mail::{BodyType, Envelope, ForwardPath, Reply, ReversePath};
-use crate::spool::{NewMessage, Record, Report};
+use crate::mail::dsn::{
+    DSN_HEADER_BYTES_MAX, DSN_LETTER_BYTES_MAX, FailedRecipient, FailureReport, GivenBack, failure_report,
+};
+use crate::mail::{BodyType, Envelope, ForwardPath, OriginalRecipient, Reply, Ret, ReversePath};
+use crate::spool::{BodyReader, NewMessage, Record, Report};
 
 /// The connector that our own reports are filed under.
 const CONNECTOR: &str = "dsn";
 
-/// A recipient that failed through this attempt.
+/// A recipient that failed through this attempt and whose sender wants to hear of it (RFC 3461 §4.1).
 pub(super) struct Failure {
     pub(super) recipient: String,
     pub(super) reply: Reply,
     pub(super) expired: bool,
+    pub(super) orcpt: Option<OriginalRecipient>,
 }
 
 /// Makes the report, or none where nobody is to be told.
@@ -28,10 +31,19 @@ pub(super) async fn report(
 ) -> Option<Report> {
     let to = record.reverse_path.mailbox().filter(|_| !failures.is_empty())?;
     let node = &shared.deps.node;
+    // RET=FULL (RFC 3461 §4.3), where the letter is small enough. A binary body has no place in a report of lines.
+    let whole =
+        record.ret == Some(Ret::Full) && record.length <= DSN_LETTER_BYTES_MAX && record.body != BodyType::BinaryMime;
     // A report without the letter's header is better than none.
-    let header = match shared.spool.open_letter(record.id).await {
+    let bytes_of_letter = match shared.spool.open_letter(record.id).await {
+        Ok(Some(letter)) if whole => read_whole(letter.body).await,
         Ok(Some(letter)) => letter.body.into_header(DSN_HEADER_BYTES_MAX).await.unwrap_or_default(),
         Ok(None) | Err(_) => Vec::new(),
+    };
+    let given_back = if whole && !bytes_of_letter.is_empty() {
+        GivenBack::Letter(&bytes_of_letter)
+    } else {
+        GivenBack::Header(&bytes_of_letter)
     };
     let failed: Vec<FailedRecipient> = failures
         .iter()
@@ -40,11 +52,12 @@ pub(super) async fn report(
             next_hop: (!next_hop.is_empty()).then(|| next_hop.to_owned()),
             reply: failure.reply.clone(),
             expired: failure.expired,
+            orcpt: failure.orcpt.clone(),
         })
         .collect();
     let letter_id = record.id.to_string();
     let unique = format!("dsn.{letter_id}.{now_ms}");
-    let bytes = failure_report(&FailureReport {
+    let report = FailureReport {
         unique: &unique,
         reporting_mta: node.fqdn.as_str(),
         to,
@@ -52,15 +65,16 @@ pub(super) async fn report(
         message_id: &record.message_id,
         received_at_ms: record.received_at_ms,
         now_ms,
+        envid: record.envid.as_deref(),
         failed: &failed,
-        header: &header,
-    });
+        given_back,
+    };
+    let bytes = failure_report(&report);
     let message = NewMessage {
         envelope: Envelope {
-            reverse_path: ReversePath::Null,
-            forward_paths: vec![ForwardPath::Mailbox(to.clone())],
             body: BodyType::EightBitMime,
-            declared_size: None,
+            smtp_utf8: report.needs_smtp_utf8(),
+            ..Envelope::new(ReversePath::Null, [ForwardPath::Mailbox(to.clone())])
         },
         message_id: format!("<{unique}@{}>", node.fqdn),
         source_addr: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -75,4 +89,16 @@ pub(super) async fn report(
         received_at_ms: now_ms,
     };
     Some(Report { message, bytes })
+}
+
+/// The whole of a letter that is known to be small; nothing where it cannot be read.
+async fn read_whole(mut body: BodyReader) -> Vec<u8> {
+    let mut letter = Vec::new();
+    loop {
+        match body.next_chunk().await {
+            Ok(Some(piece)) => letter.extend_from_slice(&piece),
+            Ok(None) => return letter,
+            Err(_) => return Vec::new(),
+        }
+    }
 }

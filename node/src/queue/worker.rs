@@ -16,10 +16,11 @@ use super::report::{Failure, report};
 use super::schedule::{Next, next};
 use super::{DSN_TOTAL, FINISHED_TOTAL};
 use crate::clock::now_ms;
-use crate::mail::{BodyType, Domain, Reply};
+use crate::mail::dsn_parameters::xtext_encode;
+use crate::mail::{BodyType, Domain, Notify, Reply};
 use crate::outbound::{ATTEMPTS_TOTAL, BodySource, Connection, Downgrade, Outcome, Sent, Transaction, no_route};
 use crate::spool::{
-    BodyReader, Letter, RecipientOutcome, RecipientState, Record, SpoolError, TraceEvent, TraceKind, TraceStatus,
+    BodyReader, Letter, Recipient, RecipientOutcome, RecipientState, Record, SpoolError, TraceEvent, TraceKind, TraceStatus,
     Update,
 };
 
@@ -153,9 +154,13 @@ async fn deliver(
             .collect(),
         size: record.length,
         eight_bit: record.body == BodyType::EightBitMime,
-        utf8_header: false,
-        dsn_mail: String::new(),
-        dsn_recipients: Vec::new(),
+        utf8_header: record.smtp_utf8,
+        dsn_mail: dsn_of_mail(record),
+        dsn_recipients: places
+            .iter()
+            .filter_map(|&place| record.recipients.get(place))
+            .map(dsn_of_recipient)
+            .collect(),
     };
     loop {
         // A connection that carried letters before may have grown tired of waiting.
@@ -202,6 +207,20 @@ async fn deliver(
     }
 }
 
+/// `RET` and `ENVID` as they follow `MAIL` (RFC 3461 §4.3, §4.4): what the sender said is passed on unchanged.
+fn dsn_of_mail(record: &Record) -> String {
+    let ret = record.ret.map(|ret| format!(" RET={ret}")).unwrap_or_default();
+    let envid = record.envid.as_deref().map(|envid| format!(" ENVID={}", xtext_encode(envid))).unwrap_or_default();
+    ret + &envid
+}
+
+/// `NOTIFY` and `ORCPT` as they follow `RCPT` (RFC 3461 §4.1, §4.2).
+fn dsn_of_recipient(recipient: &Recipient) -> String {
+    let notify = recipient.notify.map(|notify| format!(" NOTIFY={notify}")).unwrap_or_default();
+    let orcpt = recipient.orcpt.as_ref().map(|orcpt| format!(" ORCPT={}", orcpt.to_parameter())).unwrap_or_default();
+    notify + &orcpt
+}
+
 /// Makes the outcomes durable, with their trace and the report to the sender, and says when to try again.
 async fn settle(shared: &Shared, job: &Job, record: &Record, places: &Places, delivery: Delivery) {
     let Delivery { next_hop, outcomes, unreached } = delivery;
@@ -235,11 +254,12 @@ async fn settle(shared: &Shared, job: &Job, record: &Record, places: &Places, de
             outcome = kind.as_str(),
             "delivery attempt"
         );
-        if state == RecipientState::Failed {
+        if state == RecipientState::Failed && Notify::wants_failure(recipient.notify) {
             failures.push(Failure {
                 recipient: recipient.path.to_string(),
                 reply: reply.clone(),
                 expired: kind == TraceKind::Expired,
+                orcpt: recipient.orcpt.clone(),
             });
         }
         events.push(TraceEvent {

@@ -36,7 +36,11 @@ impl Maildir {
     }
 
     /// Begins a letter; its envelope becomes its first lines.
-    pub(super) async fn begin(&self, from: &ReversePath, to: &[ForwardPath]) -> io::Result<Delivery> {
+    pub(super) async fn begin(
+        &self,
+        from: &ReversePath,
+        to: impl Iterator<Item = &ForwardPath>,
+    ) -> io::Result<Delivery> {
         // Unique among all processes of this machine: time, process, count.
         let count = self.next.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}.P{}Q{count}.sink", now_ms(), std::process::id());

@@ -129,7 +129,7 @@ async fn converse(config: &SinkConfig, maildir: &Maildir, mut tcp: TcpStream, pe
                 }
                 Action::CheckRcpt { forward_path } => session.handle_rcpt(now(), judge(&forward_path)),
                 Action::BeginData { envelope } => {
-                    let begun = maildir.begin(&reverse_path, &envelope.forward_paths).await;
+                    let begun = maildir.begin(&reverse_path, envelope.forward_paths()).await;
                     let ready = begun.map(|begun| delivery = Some(begun)).map_err(|error| failed(&error));
                     session.handle_data_ready(now(), ready);
                 }
@@ -154,6 +154,8 @@ async fn converse(config: &SinkConfig, maildir: &Maildir, mut tcp: TcpStream, pe
                 // Neither is offered.
                 Action::CheckAuth { .. } => session.handle_auth(now(), AuthOutcome::Refused),
                 Action::StartTls => session.handle_tls_failed(now()),
+                Action::Xclient(_) => session.handle_xclient(now(), Err(reply::service_not_available())),
+                Action::Note(_) => {}
                 Action::Close { .. } => {
                     let _ = tokio::time::timeout(WRITE_TIMEOUT, tcp.shutdown()).await;
                     return;

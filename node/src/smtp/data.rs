@@ -3,6 +3,7 @@
 
 use std::mem;
 
+use super::chunk::{ChunkDecoder, ChunkText};
 use crate::mail::trace_header::{HeaderEnd, HeaderFacts, HeaderScan};
 
 /// What mail data must not hold.
@@ -33,11 +34,14 @@ enum At {
 /// Takes the transparency away from mail data that comes in pieces of any size, and finds its end.
 ///
 /// A fault is remembered and does not move the end: the letter is read on to its true end, so that nothing of it is
-/// ever taken for a command.
+/// ever taken for a command. Repair does not move it either: a line that was ended by CR or LF alone is ended in the
+/// letter, but what follows does not begin a line on the wire.
 #[derive(Debug, Default)]
 pub struct DataDecoder {
     at: At,
     fault: Option<DataFault>,
+    repair: bool,
+    repaired: bool,
 }
 
 impl DataDecoder {
@@ -45,6 +49,12 @@ impl DataDecoder {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same, but CR or LF alone becomes CRLF.
+    #[must_use]
+    pub fn repairing() -> Self {
+        Self { repair: true, ..Self::default() }
     }
 
     /// Decodes `input` onto `out` and answers how much of it was mail data, the end included. What follows the end
@@ -88,17 +98,18 @@ impl DataDecoder {
                 return;
             }
             (At::Cr, b'\n') => self.at = At::LineStart,
-            (At::Cr | At::DotCr, b'\r') => {
-                self.bare_line_end();
-                self.at = At::Cr;
-            }
             (At::Cr | At::DotCr, _) => {
-                self.bare_line_end();
-                self.at = At::Text;
+                if self.bare_line_end() {
+                    // The CR of `Cr` is in the letter already, that of `DotCr` is not.
+                    out.extend_from_slice(if self.at == At::Cr { &b"\n"[..] } else { &b"\r\n"[..] });
+                }
+                self.at = if byte == b'\r' { At::Cr } else { At::Text };
             }
             (_, b'\r') => self.at = At::Cr,
             (_, b'\n') => {
-                self.bare_line_end();
+                if self.bare_line_end() {
+                    out.push(b'\r');
+                }
                 self.at = At::Text;
             }
             (_, _) => self.at = At::Text,
@@ -106,9 +117,21 @@ impl DataDecoder {
         out.push(byte);
     }
 
-    fn bare_line_end(&mut self) {
-        // Worse than NUL: it decides whether the connection can be trusted to frame anything.
-        self.fault = Some(DataFault::BareLineEnd);
+    /// Answers whether it is to be repaired.
+    fn bare_line_end(&mut self) -> bool {
+        if self.repair {
+            self.repaired = true;
+        } else {
+            // Worse than NUL: it decides whether the connection can be trusted to frame anything.
+            self.fault = Some(DataFault::BareLineEnd);
+        }
+        self.repair
+    }
+
+    /// Whether a line end was repaired.
+    #[must_use]
+    pub fn has_repaired(&self) -> bool {
+        self.repaired
     }
 
     /// Whether the end has been found.
@@ -130,6 +153,14 @@ pub struct HeaderCollector {
     scan: HeaderScan,
     bytes: Vec<u8>,
     limit: u64,
+}
+
+/// The fault of a header on its own. A binary body (RFC 3030 §3) is not lines, its header is all the same.
+#[must_use]
+pub fn header_fault(header: &[u8]) -> Option<DataFault> {
+    let mut decoder = ChunkDecoder::new(ChunkText::Lines);
+    decoder.decode(header, &mut Vec::new());
+    decoder.fault()
 }
 
 /// What came of collecting.
@@ -237,6 +268,34 @@ mod tests {
                 assert_eq!((ended, found, used), (true, fault, before + 3), "{name} split at {at}");
             }
         }
+    }
+
+    #[test]
+    fn repair_makes_lines_and_never_an_end() {
+        for (wire, letter) in [
+            (&b"a\nb\r\n"[..], &b"a\r\nb\r\n"[..]),
+            (b"a\rb\r\n", b"a\r\nb\r\n"),
+            (b"a\r\rb\r\n", b"a\r\n\r\nb\r\n"),
+            (b"a\n\n\r\n", b"a\r\n\r\n\r\n"),
+            (b"a\n.\n\r\n", b"a\r\n.\r\n\r\n"),
+            (b"a\n.\r\nMAIL FROM:<x@y>\r\n", b"a\r\n.\r\nMAIL FROM:<x@y>\r\n"),
+            (b"a\r.\r\n", b"a\r\n.\r\n"),
+            (b"a\r\n.\n\r\n", b"a\r\n\r\n\r\n"),
+            (b"a\r\n.\rb\r\n", b"a\r\n\r\nb\r\n"),
+            (b"a\r\n.\r\r\n", b"a\r\n\r\n\r\n"),
+        ] {
+            let stream = [wire, b".\r\nNEXT"].concat();
+            for at in 0..stream.len() {
+                let (mut decoder, mut out) = (DataDecoder::repairing(), Vec::new());
+                let used = decoder.decode(&stream[..at], &mut out) + decoder.decode(&stream[at..], &mut out);
+                assert!(decoder.is_ended() && decoder.fault().is_none() && decoder.has_repaired());
+                assert_eq!((out.as_slice(), used), (letter, wire.len() + 3), "{wire:?} split at {at}");
+            }
+        }
+        let mut decoder = DataDecoder::repairing();
+        decoder.decode(b"x\r\n\0\r\n.\r\n", &mut Vec::new());
+        assert_eq!(decoder.fault(), Some(DataFault::Nul));
+        assert!(!decoder.has_repaired());
     }
 
     #[test]

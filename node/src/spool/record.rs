@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::MessageId;
-use crate::mail::{BodyType, Envelope, ForwardPath, ReversePath};
+use crate::mail::{BodyType, Envelope, EnvelopeRecipient, ForwardPath, Notify, OriginalRecipient, Ret, ReversePath};
 
 /// The first byte of a stored record. A reader refuses what it does not know instead of guessing.
 pub const RECORD_FORMAT: u8 = 1;
@@ -58,6 +58,15 @@ pub struct Record {
     pub recipients: Vec<Recipient>,
     /// The declared body type.
     pub body: BodyType,
+    /// Whether the client asked for `SMTPUTF8`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub smtp_utf8: bool,
+    /// `RET=`: how much of the letter a report of failure gives back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ret: Option<Ret>,
+    /// `ENVID=`, decoded: what a report calls the letter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envid: Option<String>,
     /// The `Message-ID`.
     pub message_id: String,
     /// The device.
@@ -126,6 +135,12 @@ pub struct Recipient {
     /// The last reply, on one line, at most [`REPLY_BYTES_MAX`] bytes.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub last_reply: String,
+    /// `NOTIFY=`: what the sender wants to hear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Notify>,
+    /// `ORCPT=`: whom the sender wrote to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orcpt: Option<OriginalRecipient>,
 }
 
 /// How far a recipient came.
@@ -158,8 +173,10 @@ pub(super) enum RecordError {
 impl Record {
     /// Makes the record of a letter whose bytes are known.
     pub(super) fn new(id: MessageId, owner: u64, new: NewMessage, sum: Summed) -> Self {
-        let pending = |path| Recipient {
+        let pending = |EnvelopeRecipient { path, notify, orcpt }| Recipient {
             path,
+            notify,
+            orcpt,
             state: RecipientState::Pending,
             attempts: 0,
             next_attempt_ms: 0,
@@ -170,8 +187,11 @@ impl Record {
             owner,
             epoch: FIRST_EPOCH,
             reverse_path: new.envelope.reverse_path,
-            recipients: new.envelope.forward_paths.into_iter().map(pending).collect(),
+            recipients: new.envelope.recipients.into_iter().map(pending).collect(),
             body: new.envelope.body,
+            smtp_utf8: new.envelope.smtp_utf8,
+            ret: new.envelope.ret,
+            envid: new.envelope.envid,
             message_id: new.message_id,
             source_addr: new.source_addr,
             front: new.front,
@@ -286,6 +306,24 @@ mod tests {
         assert_eq!(Record::decode(&[]), Err(RecordError::Empty));
         assert_eq!(Record::decode(&[9, b'{', b'}']), Err(RecordError::Format(9)));
         assert!(matches!(Record::decode(b"\x01{"), Err(RecordError::Decode(_))));
+    }
+
+    #[test]
+    fn a_record_from_before_delivery_status_parameters_reads() {
+        let old = br#"{"id":"0000000000001","owner":1,"epoch":1,"reverse_path":"a@x.example",
+            "recipients":[{"path":"b@y.example"}],"body":"eight_bit_mime","message_id":"<m@x>",
+            "source_addr":"192.0.2.7","connector":"c","session_id":"s","received_at_ms":1,"length":2,"chunks":1,
+            "checksum":""}"#;
+        let record = Record::decode(&[&[RECORD_FORMAT], &old[..]].concat()).unwrap();
+        assert!(!record.smtp_utf8 && record.ret.is_none() && record.envid.is_none());
+        assert!(record.recipients[0].notify.is_none() && record.recipients[0].orcpt.is_none());
+        let mut told = record;
+        told.ret = Some(Ret::Headers);
+        told.envid = Some("QQ 1".to_owned());
+        told.smtp_utf8 = true;
+        told.recipients[0].notify = Some(Notify::NEVER);
+        told.recipients[0].orcpt = OriginalRecipient::parse("rfc822;c@y.example", false).ok();
+        assert_eq!(Record::decode(&told.encode().unwrap()).unwrap(), told);
     }
 
     #[test]

@@ -7,18 +7,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::*;
-use crate::mail::{BodyType, Envelope, ForwardPath, ReversePath};
+use crate::mail::{Envelope, ForwardPath, ReversePath};
 
 const NOW: i64 = 1_795_000_000_000;
 
 fn message(recipients: &[&str]) -> NewMessage {
     NewMessage {
-        envelope: Envelope {
-            reverse_path: ReversePath::try_from("printer@corp.example".to_owned()).unwrap(),
-            forward_paths: recipients.iter().map(|text| ForwardPath::try_from((*text).to_owned()).unwrap()).collect(),
-            body: BodyType::SevenBit,
-            declared_size: None,
-        },
+        envelope: Envelope::new(
+            ReversePath::try_from("printer@corp.example".to_owned()).unwrap(),
+            recipients.iter().map(|text| ForwardPath::try_from((*text).to_owned()).unwrap()),
+        ),
         message_id: "<one@corp.example>".to_owned(),
         source_addr: "10.1.2.3".parse().unwrap(),
         front: Some("f1".to_owned()),

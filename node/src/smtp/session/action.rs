@@ -2,7 +2,7 @@
 
 use crate::mail::trace_header::HeaderFacts;
 use crate::mail::{BodyType, Envelope, ForwardPath, Reply, ReversePath};
-use crate::smtp::{Mechanism, Password};
+use crate::smtp::{Leniency, Mechanism, Password, Xclient};
 
 /// What the driver has to do, in the order in which it is told.
 ///
@@ -59,11 +59,24 @@ pub enum Action {
     },
     /// Forget the letter, if one was begun. Not answered.
     Abort,
+    /// A listed peer says for whom it speaks. Answered by `handle_xclient` with what such a session is told.
+    Xclient(Box<Xclient>),
+    /// Something to count. Not answered.
+    Note(Note),
     /// Close the connection after everything sent so far is out. The last action.
     Close {
         /// Why, for the log.
         reason: CloseReason,
     },
+}
+
+/// What happened that is worth counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// The device did something wrong that its connector forgives.
+    Lenient(Leniency),
+    /// `XCLIENT` from somebody who may not.
+    XclientRefused,
 }
 
 /// What the driver decides on a sender or a recipient.
@@ -109,7 +122,7 @@ pub enum CloseReason {
     ConnectionTimeout,
     /// We stop.
     Shutdown,
-    /// Bytes where none may be: behind `STARTTLS` or `DATA`.
+    /// Bytes where none may be, behind `STARTTLS` or `DATA`, or of which nobody knows where they end, behind `BDAT`.
     Synchronization,
     /// Bare CR or LF, or NUL, in mail data.
     LineEndings,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::smtp::Mechanism;
+use crate::smtp::{Leniencies, Mechanism};
 
 /// How `EHLO` speaks of the size limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,15 +38,47 @@ pub struct Offer {
     pub pipelining: bool,
     /// `SIZE` (RFC 1870).
     pub size: SizeMode,
+    /// `DSN` (RFC 3461).
+    pub dsn: bool,
     /// `8BITMIME` (RFC 6152).
     pub eight_bit_mime: bool,
+    /// `CHUNKING` (RFC 3030).
+    pub chunking: bool,
+    /// `BINARYMIME` (RFC 3030), only with `CHUNKING`. Off by default: few next hops take such a letter.
+    pub binary_mime: bool,
+    /// `SMTPUTF8` (RFC 6531), only with `8BITMIME`.
+    pub smtp_utf8: bool,
+    /// `LIMITS` (RFC 9422), with the number of recipients.
+    pub limits: bool,
     /// `ENHANCEDSTATUSCODES` (RFC 2034). Without it, replies carry no enhanced codes.
     pub enhanced_status_codes: bool,
 }
 
+impl Offer {
+    /// Whether `BINARYMIME` is offered: RFC 3030 §3 has it only beside `CHUNKING`.
+    pub(super) fn offers_binary_mime(&self) -> bool {
+        self.binary_mime && self.chunking
+    }
+
+    /// Whether `SMTPUTF8` is offered: RFC 6531 §3.1 has it only beside `8BITMIME`.
+    pub(super) fn offers_smtp_utf8(&self) -> bool {
+        self.smtp_utf8 && self.eight_bit_mime
+    }
+}
+
 impl Default for Offer {
     fn default() -> Self {
-        Self { pipelining: true, size: SizeMode::Enabled, eight_bit_mime: true, enhanced_status_codes: true }
+        Self {
+            pipelining: true,
+            size: SizeMode::Enabled,
+            dsn: true,
+            eight_bit_mime: true,
+            chunking: true,
+            binary_mime: false,
+            smtp_utf8: true,
+            limits: true,
+            enhanced_status_codes: true,
+        }
     }
 }
 
@@ -109,6 +141,10 @@ pub struct SessionConfig {
     pub limits: Limits,
     /// Whether `EHLO` and `HELO` must name a domain of at least two labels; a client that does not is closed.
     pub require_ehlo_domain: bool,
+    /// What is forgiven.
+    pub leniencies: Leniencies,
+    /// Whether the peer may say `XCLIENT`.
+    pub xclient: bool,
     /// A health probe: it may greet, `STARTTLS`, `NOOP`, `RSET`, `HELP` and `QUIT`, and nothing else.
     pub probe: bool,
 }
@@ -128,6 +164,8 @@ impl SessionConfig {
             auth_tls: Vec::new(),
             limits: Limits::default(),
             require_ehlo_domain: false,
+            leniencies: Leniencies::default(),
+            xclient: false,
             probe: false,
         }
     }

@@ -1,5 +1,6 @@
 //! Plays the conversations of `tests/dialogs`: `C:` is what the client says, `S:` how a line of the server's answer
-//! begins, `X:` the end of the connection. A new protocol bug starts as one of these files.
+//! begins, `X:` the end of the connection. `W:` lines say with what the connector differs from its defaults. A new
+//! protocol bug starts as one of these files.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -7,6 +8,7 @@ use std::time::Instant;
 
 use super::{Action, AuthOutcome, Session, SessionConfig, Verdict};
 use crate::mail::reply;
+use crate::smtp::Leniency;
 
 /// What the server has said and not yet been asked about, and whether it has closed.
 struct Server {
@@ -16,9 +18,19 @@ struct Server {
 }
 
 impl Server {
-    fn new() -> Self {
+    fn config(with: &[&str]) -> SessionConfig {
         let mut config = SessionConfig::new("relay.example", [192, 0, 2, 7].into());
         config.session_id = "0123456789ABCDEF".to_owned();
+        config.leniencies = Leniency::ALL.into_iter().filter(|leniency| with.contains(&leniency.as_str())).collect();
+        config.xclient = with.contains(&"xclient");
+        config.offer.binary_mime = with.contains(&"binary_mime");
+        config.offer.smtp_utf8 = !with.contains(&"no_smtp_utf8");
+        config.offer.chunking = !with.contains(&"no_chunking");
+        config
+    }
+
+    fn new(with: &[&str]) -> Self {
+        let config = Self::config(with);
         Self { session: Session::new(config, Instant::now()), said: String::new(), closed: false }
     }
 
@@ -42,7 +54,11 @@ impl Server {
                 Action::CheckAuth { .. } => self.session.handle_auth(now, AuthOutcome::Refused),
                 Action::StartTls => self.session.handle_tls_failed(now),
                 Action::Close { .. } => self.closed = true,
-                Action::Header { .. } | Action::Append(_) | Action::Abort => {}
+                Action::Xclient(said) => {
+                    let source_addr = said.addr.unwrap_or_else(|| [192, 0, 2, 7].into());
+                    self.session.handle_xclient(now, Ok(SessionConfig { source_addr, ..Self::config(&[]) }));
+                }
+                Action::Header { .. } | Action::Append(_) | Action::Abort | Action::Note(_) => {}
             }
         }
     }
@@ -65,7 +81,8 @@ impl Server {
 
 fn play(path: &Path) {
     let text = std::fs::read_to_string(path).unwrap();
-    let mut server = Server::new();
+    let with: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("W:")).map(str::trim).collect();
+    let mut server = Server::new(&with);
     server.run();
     for (number, line) in (1..).zip(text.lines()) {
         let place = || format!("{}:{number}", path.display());
@@ -80,6 +97,7 @@ fn play(path: &Path) {
                 assert!(reply.starts_with(expected.trim()), "{}: expected {expected}, heard {reply}", place());
             }
             Some(("X:", _)) => assert!(server.closed, "{}: the connection is still open", place()),
+            Some(("W:", _)) => {}
             _ => assert!(line.is_empty() || line.starts_with('#'), "{}: what is this line?", place()),
         }
     }

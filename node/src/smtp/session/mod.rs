@@ -13,24 +13,31 @@ mod auth;
 mod commands;
 mod config;
 mod transaction;
+mod transfer;
+mod xclient;
 
 #[cfg(test)]
+mod chunks_tests;
+#[cfg(test)]
 mod dialogs;
+#[cfg(test)]
+mod extensions_tests;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-pub use action::{Action, AuthOutcome, CloseReason, Verdict};
+pub use action::{Action, AuthOutcome, CloseReason, Note, Verdict};
 pub use config::{Limits, Offer, SessionConfig, SizeMode, TlsMode};
 
-use super::command::{self, MailCommand};
+use super::command::{self, Chunk, MailCommand, RcptCommand};
 use super::line::{LineBuffer, LineError};
 use super::sasl::Exchange;
 use crate::mail::trace_header::TransferProtocol;
-use crate::mail::{ForwardPath, Reply, reply};
-use transaction::{Transaction, Transfer};
+use crate::mail::{Reply, reply};
+use transaction::Transaction;
+use transfer::Transfer;
 
 /// Octets of replies and mail data after which a session waits for its driver before it looks at further input.
 pub const OUTPUT_MAX: usize = 32 * 1024;
@@ -74,6 +81,11 @@ enum Phase {
     Command,
     Sasl(Exchange),
     Data(Box<Transfer>),
+    /// Octets of a chunk that nobody wants; then `reply` is said.
+    Swallow {
+        left: u64,
+        reply: Reply,
+    },
     Closed,
 }
 
@@ -81,11 +93,17 @@ enum Phase {
 #[derive(Debug)]
 enum Awaiting {
     Tls,
-    Auth { user: String },
+    Auth {
+        user: String,
+    },
     Mail(MailCommand),
-    Rcpt(ForwardPath),
-    DataReady,
+    Rcpt(RcptCommand),
+    /// For the first chunk of a letter, or for `DATA`.
+    DataReady(Option<Chunk>),
     Committed,
+    Xclient {
+        hello: Option<Hello>,
+    },
 }
 
 /// What `EHLO` or `HELO` said.
@@ -118,8 +136,12 @@ impl Session {
     /// The word for the `Received:` line.
     #[must_use]
     pub fn protocol(&self) -> TransferProtocol {
-        let extended = self.hello.as_ref().is_some_and(|hello| hello.extended);
-        TransferProtocol::of(extended, self.tls_active, self.user.is_some())
+        TransferProtocol {
+            extended: self.hello.as_ref().is_some_and(|hello| hello.extended),
+            tls: self.tls_active,
+            authenticated: self.user.is_some(),
+            smtp_utf8: self.transaction.as_ref().is_some_and(Transaction::is_smtp_utf8),
+        }
     }
 
     /// Whether a sender has been permitted whose letter has not ended.
@@ -290,6 +312,7 @@ impl Session {
                 }
             },
             Phase::Data(_) => self.step_data(),
+            Phase::Swallow { .. } => self.step_swallow(),
             Phase::Closed => false,
         }
     }
@@ -301,12 +324,17 @@ impl Session {
             return true;
         }
         let auth = command::line_limit(self.input.rest()) == command::AUTH_LINE_MAX;
+        let bdat = command::is_bdat(self.input.rest());
         let Some(line) = self.input.next_line(command::line_limit) else {
             return false;
         };
-        self.progress();
+        // Within a letter only its octets are progress: chunks of nothing would hold a session for ever.
+        if !self.has_chunks() {
+            self.progress();
+        }
         match line {
             Ok(line) => self.handle_line(&line),
+            Err(_) if bdat => self.lost_chunk(),
             Err(LineError::TooLong) if auth => self.protocol_error(&reply::authentication_line_too_long()),
             Err(LineError::TooLong) => self.protocol_error(&reply::line_too_long()),
             Err(LineError::BareLineEnd) => self.protocol_error(&reply::bare_line_end_in_command()),
@@ -380,7 +408,7 @@ impl Session {
         }
         let under_way = match &self.phase {
             Phase::Data(transfer) => transfer.is_kept(),
-            _ => matches!(self.awaiting, Some(Awaiting::DataReady)),
+            _ => self.keeps_chunks() || matches!(self.awaiting, Some(Awaiting::DataReady(_))),
         };
         // A commit that has been handed over is past forgetting: the letter is whole.
         if under_way && !matches!(self.awaiting, Some(Awaiting::Committed)) {
@@ -408,6 +436,7 @@ impl Session {
         match (&self.phase, &self.transaction) {
             _ if !self.can_proceed() => None,
             (Phase::Data(_), _) => None,
+            _ if self.has_chunks() => None,
             (_, None) => self.opened.checked_add(age),
             (_, Some(_)) => self.opened.checked_add(age.saturating_mul(2)),
         }

@@ -26,6 +26,7 @@ pub(super) struct Driven {
     pub(super) closed: Option<CloseReason>,
     pub(super) tls_works: bool,
     pub(super) holds_commits: bool,
+    pub(super) notes: Vec<Note>,
     open: Option<Letter>,
     largest_append: usize,
 }
@@ -51,6 +52,7 @@ impl Driven {
             closed: None,
             tls_works: true,
             holds_commits: false,
+            notes: Vec::new(),
             open: None,
             largest_append: 0,
         };
@@ -103,7 +105,7 @@ impl Driven {
                 self.session.handle_rcpt(now, verdict);
             }
             Action::BeginData { envelope } => {
-                assert!(!envelope.forward_paths.is_empty());
+                assert!(!envelope.recipients.is_empty());
                 let full = envelope.reverse_path.to_string().starts_with("full");
                 self.open = Some(Letter { envelope, bytes: Vec::new(), facts: None });
                 let ready = if full { Err(reply::insufficient_system_resources()) } else { Ok(()) };
@@ -126,6 +128,7 @@ impl Driven {
                 let letter = self.open.take().unwrap();
                 let counted = u64::try_from(letter.bytes.len()).unwrap();
                 assert!(size <= counted && counted <= size + 2, "{size} of {counted}");
+
                 self.letters.push(letter);
                 if !self.holds_commits {
                     self.session.handle_committed(now, reply::queued("m@test", 1, "n1"));
@@ -135,20 +138,30 @@ impl Driven {
                 self.open = None;
                 self.aborted += 1;
             }
+            Action::Xclient(said) => {
+                // The address says what the session may do: 198.51.100.0/24 has a connector, nobody else.
+                let known = matches!(said.addr, Some(std::net::IpAddr::V4(v4)) if v4.octets()[..3] == [198, 51, 100]);
+                let decided = match said.addr {
+                    Some(source_addr) if known => Ok(SessionConfig { source_addr, ..config() }),
+                    _ => Err(reply::service_not_available()),
+                };
+                self.session.handle_xclient(now, decided);
+            }
+            Action::Note(note) => self.notes.push(note),
             Action::Close { reason } => self.closed = Some(reason),
         }
     }
 }
 
 /// A session that has said `EHLO`.
-fn greeted() -> Driven {
+pub(super) fn greeted() -> Driven {
     let mut driven = Driven::new(config());
     driven.say("EHLO client.test\r\n");
     driven
 }
 
 /// A session that has been told to send mail data.
-fn in_data(config: SessionConfig) -> Driven {
+pub(super) fn in_data(config: SessionConfig) -> Driven {
     let mut driven = Driven::new(config);
     let said = driven.say("EHLO client.test\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n");
     assert!(said.ends_with("354 Start mail input; end with <CRLF>.<CRLF>\r\n"), "{said}");
@@ -393,7 +406,7 @@ fn surplus_recipients_do_not_spoil_the_others() {
     assert_eq!(said.matches("452 4.5.3 Too many recipients [0A1B]").count(), 999);
     driven.say("DATA\r\n");
     driven.say("\r\n.\r\n");
-    assert_eq!(driven.letters[0].envelope.forward_paths.len(), 2);
+    assert_eq!(driven.letters[0].envelope.recipients.len(), 2);
 }
 
 #[test]
@@ -606,11 +619,14 @@ fn answers_to_questions_that_were_not_asked_change_nothing() {
 proptest::proptest! {
     #[test]
     fn no_bytes_panic_and_nothing_unfinished_is_kept(
-        pieces in proptest::collection::vec(0usize..24, 0..40),
+        pieces in proptest::collection::vec(0usize..34, 0..40),
         noise in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..40),
         size in 1usize..40,
     ) {
-        const WORDS: [&str; 24] = [
+        const WORDS: [&str; 34] = [
+            "BDAT 6\r\nx: y\r\n", "BDAT 4 LAST\r\n\r\nz\n", "BDAT 4\r\n\r\nzz", "BDAT 0 LAST\r\n", "BDAT 0\r\n",
+            "BDAT 9999999\r\n", "BDAT x\r\n", "XCLIENT ADDR=198.51.100.1\r\n", "XCLIENT ADDR=1.1.1.1\r\n",
+            "MAIL FROM:<a@b.test> BODY=BINARYMIME SMTPUTF8\r\n",
             "EHLO a.test\r\n", "HELO a.test\r\n", "MAIL FROM:<a@b.test>\r\n", "MAIL FROM:<a@b.test> SIZE=9\r\n",
             "RCPT TO:<c@d.test>\r\n", "RCPT TO:<deny@d.test>\r\n", "DATA\r\n", "DATA\r\n", "x: y\r\n\r\n", ".\r\n", ".\r\n",
             "STARTTLS\r\n", "AUTH LOGIN\r\n", "dXNlcg==\r\n", "cGFzcw==\r\n", "AUTH PLAIN AHVzZXIAcGFzcw==\r\n", "*\r\n",
@@ -619,6 +635,9 @@ proptest::proptest! {
         let mut limited = config();
         limited.limits.max_protocol_errors = 0;
         limited.auth_plaintext = vec![Mechanism::Plain, Mechanism::Login];
+        limited.xclient = size % 2 == 0;
+        limited.offer.binary_mime = size % 3 == 0;
+        let binary = limited.offer.binary_mime;
         let mut stream: Vec<u8> = pieces.iter().flat_map(|index| WORDS[*index].bytes()).collect();
         stream.extend_from_slice(&noise);
         let mut driven = Driven::new(limited);
@@ -630,7 +649,7 @@ proptest::proptest! {
         proptest::prop_assert!(driven.closed.is_some());
         proptest::prop_assert!(driven.open.is_none() || driven.aborted > 0 || driven.letters.is_empty());
         for letter in &driven.letters {
-            proptest::prop_assert!(!letter.bytes.contains(&0));
+            proptest::prop_assert!(binary || !letter.bytes.contains(&0));
         }
     }
 }

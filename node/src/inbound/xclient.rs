@@ -1,0 +1,91 @@
+//! A listed peer says `XCLIENT`: the connection becomes that of the client it speaks for. The connector is chosen anew
+//! for the claimed address, and so are its limits; a login that the peer claims is written down and grants nothing.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, PoisonError};
+
+use metrics::counter;
+
+use super::Shared;
+use super::driver::Opened;
+use super::metrics_names::XCLIENTS;
+use crate::clock::now_ms;
+use crate::connector::Match;
+use crate::mail::{Reply, reply};
+use crate::smtp::Xclient;
+
+/// What a connection is from now on, and its place among the connections of its new source.
+pub(super) struct Reopened {
+    pub(super) opened: Opened,
+    pub(super) counted: Counted,
+}
+
+/// Chooses the connector for the client that `said` names.
+///
+/// # Errors
+/// What the peer is told before the connection is closed.
+pub(super) fn reopen(shared: &Arc<Shared>, opened: &Opened, said: &Xclient) -> Result<Reopened, Reply> {
+    let source = said.addr.unwrap_or(opened.source);
+    let local = SocketAddr::new(
+        said.dest_addr.unwrap_or_else(|| opened.local.ip()),
+        said.dest_port.unwrap_or_else(|| opened.local.port()),
+    );
+    let found = shared.view().table.find(local, source, now_ms());
+    let Some(Match { connector, range, expired }) = found else {
+        counter!(XCLIENTS, "result" => "no_connector").increment(1);
+        return Err(reply::service_not_available());
+    };
+    let counted = Counted::open(shared, &connector, source).inspect_err(|_| {
+        counter!(XCLIENTS, "result" => "limit").increment(1);
+    })?;
+    counter!(XCLIENTS, "result" => "ok").increment(1);
+    tracing::debug!(
+        session.id = %opened.session_id,
+        source.addr = %source,
+        xclient.peer = %opened.source,
+        xclient.name = said.name.as_deref().unwrap_or_default(),
+        xclient.login = said.login.as_deref().unwrap_or_default(),
+        connector = %connector.name,
+        range = %range,
+        expired,
+        "session opened by XCLIENT"
+    );
+    let opened = Opened {
+        connector,
+        range,
+        expired,
+        local,
+        source,
+        peer: opened.peer,
+        front: opened.front.clone(),
+        session_id: opened.session_id.clone(),
+        implicit_tls: opened.implicit_tls,
+    };
+    Ok(Reopened { opened, counted })
+}
+
+/// Counts a connection among those of a source, until dropped.
+pub(super) struct Counted {
+    shared: Arc<Shared>,
+    connector: String,
+    source: IpAddr,
+}
+
+impl Counted {
+    fn open(
+        shared: &Arc<Shared>,
+        connector: &crate::connector::ReceiveConnector,
+        source: IpAddr,
+    ) -> Result<Self, Reply> {
+        let mut counters = shared.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.open(connector, source).map_err(|refusal| refusal.reply())?;
+        Ok(Self { shared: Arc::clone(shared), connector: connector.name.clone(), source })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counters = self.shared.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.close(&self.connector, self.source);
+    }
+}
