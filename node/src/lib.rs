@@ -24,3 +24,6 @@ pub mod spool;
 pub mod state;
 pub mod telemetry;
 pub mod tls;
+
+#[cfg(test)]
+mod fuzz_tests;
