@@ -16,6 +16,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::authenticate::Login;
 use super::header::{self, Introduced};
+use super::leniencies;
 use super::metrics_names::{ACCEPTED, AUTH, HANDSHAKES, REJECTIONS, STRIPPED, XCLIENTS};
 use super::policy::{self, Now, Standing};
 use super::prefixed::Prefixed;
@@ -148,10 +149,15 @@ fn session_config(shared: &Shared, opened: &Opened, has_certificate: bool) -> Se
             connector::SizeMode::Disabled => SizeMode::Disabled,
             connector::SizeMode::EnabledWithoutValue => SizeMode::EnabledWithoutValue,
         },
+        dsn: c.delivery_status_notification_enabled,
         eight_bit_mime: c.eight_bit_mime_enabled,
+        chunking: c.chunking_enabled,
+        binary_mime: c.binary_mime_enabled,
+        smtp_utf8: c.smtp_utf8_enabled,
+        limits: c.limits_enabled,
         enhanced_status_codes: c.enhanced_status_codes_enabled,
-        ..Offer::default()
     };
+    config.leniencies = leniencies::of(c);
     config.tls = match (opened.implicit_tls, c.offers_tls() && has_certificate, c.require_tls) {
         (true, _, _) => TlsMode::Implicit,
         (false, false, _) => TlsMode::Off,
@@ -539,6 +545,13 @@ impl Driver<'_> {
         })
         .into_bytes();
         lines.extend(missing_lines(facts, &date, &generated).into_bytes());
+        // RFC 5321 §6.3, and Exchange's second count: a loop through one of us is found sooner.
+        let local_max = self.opened.as_ref().map_or(0, |opened| opened.connector.max_local_hop_count);
+        let names = [self.by_fqdn.as_str(), self.shared.options.fqdn.as_str()];
+        let ours = |name: &str| names.iter().any(|own| own.eq_ignore_ascii_case(name));
+        if local_max > 0 && header_firewall::local_hops(&block, ours) > local_max {
+            return Err(reply::hop_count_exceeded());
+        }
         let (block, stripped) = header_firewall::strip(block, self.keeps_routing);
         for (kind, count) in [("organization", stripped.organization), ("routing", stripped.routing)] {
             if count > 0 {

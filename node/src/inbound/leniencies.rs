@@ -8,10 +8,22 @@ use std::sync::{Mutex, PoisonError};
 use metrics::counter;
 
 use super::metrics_names::LENIENCIES;
-use crate::smtp::Leniency;
+use crate::connector::{self, ReceiveConnector};
+use crate::smtp::{Leniencies, Leniency};
 
 /// Devices that are told apart; further ones are counted in the metric alone.
 const DEVICES_MAX: usize = 4096;
+
+/// What a connector forgives in the protocol. The inline user of `AUTH LOGIN` is the exchange's to read.
+pub(super) fn of(connector: &ReceiveConnector) -> Leniencies {
+    let forgives = |leniency: &Leniency| match leniency {
+        Leniency::SpaceAfterColon => connector.leniencies.contains(&connector::Leniency::SpaceAfterColon),
+        Leniency::HeloWithoutDomain => connector.leniencies.contains(&connector::Leniency::HeloWithoutDomain),
+        // Also where Exchange's switch says so.
+        Leniency::RepairLineEndings => connector.repairs_line_endings(),
+    };
+    Leniency::ALL.into_iter().filter(forgives).collect()
+}
 
 /// The counts of one node since it started.
 #[derive(Default)]
@@ -62,6 +74,17 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+
+    #[test]
+    fn nothing_is_forgiven_unless_the_connector_says_so() {
+        let mut connector = ReceiveConnector::new("in");
+        assert_eq!(of(&connector), Leniencies::default());
+        connector.leniencies.insert(connector::Leniency::SpaceAfterColon);
+        assert!(of(&connector).contains(Leniency::SpaceAfterColon));
+        assert!(!of(&connector).contains(Leniency::HeloWithoutDomain));
+        connector.bare_linefeed_rejection_enabled = false;
+        assert!(of(&connector).contains(Leniency::RepairLineEndings));
+    }
 
     #[test]
     fn each_device_is_counted_apart_and_their_number_is_bounded() {
