@@ -31,8 +31,8 @@ pub struct Envelope {
     pub body: BodyType,
     /// `SIZE=` as declared (RFC 1870 §6), in bytes, when it was.
     pub declared_size: Option<u64>,
-    /// Whether `SMTPUTF8` was asked for (RFC 6531 §3.4): only a next hop that offers it may have the letter, unless
-    /// neither envelope nor header needs it.
+    /// Whether `SMTPUTF8` was asked for (RFC 6531 §3.4), and the header needs it: only a next hop that offers it may
+    /// have the letter then. Addresses speak for themselves.
     pub smtp_utf8: bool,
     /// `RET=`.
     pub ret: Option<Ret>,

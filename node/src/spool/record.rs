@@ -58,7 +58,7 @@ pub struct Record {
     pub recipients: Vec<Recipient>,
     /// The declared body type.
     pub body: BodyType,
-    /// Whether the client asked for `SMTPUTF8`.
+    /// Whether the client asked for `SMTPUTF8` and the header needs it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub smtp_utf8: bool,
     /// `RET=`: how much of the letter a report of failure gives back.
