@@ -1,14 +1,16 @@
 //! A letter that is arriving. Memory is bounded whatever its size: full pieces go to disk, unsynced, as they come; a
-//! small letter rides wholly in the batch that commits it.
+//! small letter rides wholly in the batch that commits it, a large one has a file of its own.
 
 use std::sync::{Arc, PoisonError};
 
 use tokio::sync::oneshot;
 
 use super::committer::{Change, Committer};
+use super::large::{CHUNKS_IN_BATCHES, Large};
 use super::record::Summer;
 use super::store::Store;
 use super::{MessageId, NewMessage, Record, SpoolError};
+use crate::shutdown::run_blocking;
 
 /// The size of a piece, and the most that a session keeps in memory of a letter.
 pub const CHUNK_BYTES: usize = 256 * 1024;
@@ -21,12 +23,14 @@ pub struct Append {
     buffer: Vec<u8>,
     /// Pieces handed over; they are forgotten when the letter is not committed.
     chunks: u32,
+    /// Where the pieces beyond the first few go.
+    large: Option<Large>,
     sum: Option<Summer>,
 }
 
 impl Append {
     pub(super) fn new(id: MessageId, store: Arc<Store>, committer: Arc<Committer>) -> Self {
-        Self { id, store, committer, buffer: Vec::new(), chunks: 0, sum: Some(Summer::new()) }
+        Self { id, store, committer, buffer: Vec::new(), chunks: 0, large: None, sum: Some(Summer::new()) }
     }
 
     /// The name that the letter will have.
@@ -67,10 +71,23 @@ impl Append {
         let chunk = self.chunks;
         // Counted before it is handed over: a piece that may be on disk is one to forget.
         self.chunks = chunk.checked_add(1).ok_or(SpoolError::TooLarge)?;
+        if chunk >= CHUNKS_IN_BATCHES {
+            return self.put_large(chunk, bytes).await;
+        }
         let (done, answer) = oneshot::channel();
         let change = Change::Chunk { id: self.id, chunk, bytes, done };
         self.committer.send(change).await?;
         answer.await.map_err(|_| SpoolError::Closed)?
+    }
+
+    async fn put_large(&mut self, chunk: u32, bytes: Vec<u8>) -> Result<(), SpoolError> {
+        let (begun, store, id) = (self.large.take(), Arc::clone(&self.store), self.id);
+        let large = run_blocking(move || {
+            let mut large = begun.map_or_else(|| Large::create(store, id), Ok)?;
+            large.put(chunk, &bytes).map(|()| large)
+        });
+        self.large = Some(large.await?);
+        Ok(())
     }
 
     /// Makes the letter durable. When this returns `Ok`, it is on the disk and in the queue: now, and not before, the
@@ -87,6 +104,20 @@ impl Append {
             return Err(SpoolError::Failing(reason));
         }
         let Some(sum) = self.sum.take() else { return Err(SpoolError::Closed) };
+        if let Some(mut large) = self.large.take() {
+            let last = std::mem::take(&mut self.buffer);
+            let chunk = self.chunks;
+            if !last.is_empty() {
+                self.chunks = chunk.checked_add(1).ok_or(SpoolError::TooLarge)?;
+            }
+            run_blocking(move || {
+                if !last.is_empty() {
+                    large.put(chunk, &last)?;
+                }
+                large.ingest()
+            })
+            .await?;
+        }
         let tail = std::mem::take(&mut self.buffer);
         let tail = (!tail.is_empty()).then_some((self.chunks, tail));
         let chunks = self.chunks + u32::from(tail.is_some());

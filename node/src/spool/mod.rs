@@ -8,6 +8,7 @@
 mod append;
 mod committer;
 mod id;
+mod large;
 mod reader;
 mod record;
 mod recover;

@@ -93,6 +93,8 @@ impl Store {
         ];
         let db = Db::open_cf_descriptors(&database_options(), dir, families)
             .map_err(|error| open_error(dir, error.as_ref()))?;
+        super::large::remove_leftovers(dir)
+            .map_err(|error| SpoolError::Open { dir: dir.to_owned(), reason: error.to_string() })?;
         Ok(Self {
             db,
             node_id,
@@ -117,18 +119,24 @@ impl Store {
     /// The first failure is the last write: what a failed sync left behind is unknown (a second fsync may report
     /// success for pages that the kernel has dropped), so nothing is acknowledged after it.
     pub(super) fn write(&self, batch: WriteBatch, sync: bool) -> Result<(), SpoolError> {
+        self.check_writes()?;
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        self.db.write_opt(batch, &options).map_err(|error| self.fail(error.as_ref()))?;
+        if sync {
+            self.counters.syncs.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Whether anything may still be written.
+    pub(super) fn check_writes(&self) -> Result<(), SpoolError> {
         if let Some(reason) = self.failing.get() {
             return Err(SpoolError::Failing(reason.clone()));
         }
         #[cfg(test)]
         if self.break_writes.load(Ordering::SeqCst) {
             return Err(self.fail("Input/output error (injected)"));
-        }
-        let mut options = WriteOptions::default();
-        options.set_sync(sync);
-        self.db.write_opt(batch, &options).map_err(|error| self.fail(error.as_ref()))?;
-        if sync {
-            self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -155,7 +163,11 @@ impl Store {
 
     /// Reads one piece of a letter.
     pub(super) fn chunk(&self, id: MessageId, chunk: u32) -> Result<Option<Vec<u8>>, SpoolError> {
-        self.db.get_cf(&self.family(BODY)?, chunk_key(id, chunk)).map_err(|error| self.read_error(id, &error))
+        let mut options = ReadOptions::default();
+        // A letter is read once: the cache would only grow by what nobody reads again.
+        options.fill_cache(false);
+        let found = self.db.get_cf_opt(&self.family(BODY)?, chunk_key(id, chunk), &options);
+        found.map_err(|error| self.read_error(id, &error))
     }
 
     fn read_error(&self, id: MessageId, error: &rocksdb::Error) -> SpoolError {

@@ -164,6 +164,64 @@ async fn a_letter_that_was_never_committed_leaves_nothing() {
     assert!(spool.store.chunk(id, 0).unwrap().is_none());
 }
 
+/// The files of large letters that are still arriving.
+fn arriving(dir: &Path) -> usize {
+    let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().starts_with("arriving-")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_letter_is_whole_after_a_crash_that_follows_its_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, _) = open(dir.path()).await;
+    let bytes: Vec<u8> = (0..9 * CHUNK_BYTES + 17).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    let id = store_letter(&spool, &bytes, &["a@x.example"]).await;
+    let exact = store_letter(&spool, &bytes[..6 * CHUNK_BYTES], &["a@x.example"]).await;
+    assert_eq!(arriving(dir.path()), 0, "the database took the files over");
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(dir.path(), copy.path());
+    assert_eq!(read(&spool, id).await.unwrap(), bytes);
+    let (crashed, report) = open(copy.path()).await;
+    assert_eq!((report.kept, report.forgotten), (2, 0));
+    assert_eq!(read(&crashed, id).await.unwrap(), bytes);
+    assert_eq!(read(&crashed, exact).await.unwrap(), &bytes[..6 * CHUNK_BYTES]);
+    crashed.update(update(id, vec![outcome(0, RecipientState::Delivered)])).await.unwrap();
+    assert!(crashed.open_letter(id).await.unwrap().is_none());
+    assert!(crashed.store.chunk(id, 7).unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_letter_that_was_never_committed_leaves_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, _) = open(dir.path()).await;
+    let mut dropped = spool.begin();
+    dropped.write(vec![8; 9 * CHUNK_BYTES]).await.unwrap();
+    assert_eq!(arriving(dir.path()), 1);
+    drop(dropped);
+    assert_eq!(arriving(dir.path()), 0);
+    let mut left = spool.begin();
+    left.write(vec![7; 9 * CHUNK_BYTES]).await.unwrap();
+    store_letter(&spool, b"kept", &["a@x.example"]).await;
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(dir.path(), copy.path());
+    assert_eq!(arriving(copy.path()), 1, "as a crash leaves it");
+    let (_spool, report) = open(copy.path()).await;
+    assert_eq!((report.kept, report.forgotten), (1, 1));
+    assert_eq!(arriving(copy.path()), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_letter_is_not_accepted_once_the_disk_has_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, _) = open(dir.path()).await;
+    let mut letter = spool.begin();
+    letter.write(vec![8; 9 * CHUNK_BYTES]).await.unwrap();
+    spool.store.break_writes.store(true, Ordering::SeqCst);
+    assert!(letter.commit(message(&["a@x.example"])).await.is_err());
+    assert!(spool.failing().is_some());
+    assert_eq!(arriving(dir.path()), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_is_set_aside_with_a_reason_and_the_rest_is_kept() {
     let dir = tempfile::tempdir().unwrap();
