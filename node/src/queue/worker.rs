@@ -20,8 +20,8 @@ use crate::mail::dsn_parameters::xtext_encode;
 use crate::mail::{BodyType, Domain, Notify, Reply};
 use crate::outbound::{ATTEMPTS_TOTAL, BodySource, Connection, Downgrade, Outcome, Sent, Transaction, no_route};
 use crate::spool::{
-    BodyReader, Letter, Recipient, RecipientOutcome, RecipientState, Record, SpoolError, TraceEvent, TraceKind, TraceStatus,
-    Update,
+    BodyReader, Letter, Recipient, RecipientOutcome, RecipientState, Record, SpoolError, TraceEvent, TraceKind,
+    TraceStatus, Update,
 };
 
 /// When the disk could not take what an attempt brought, the letter is looked at again after this.
@@ -156,11 +156,7 @@ async fn deliver(
         eight_bit: record.body == BodyType::EightBitMime,
         utf8_header: record.smtp_utf8,
         dsn_mail: dsn_of_mail(record),
-        dsn_recipients: places
-            .iter()
-            .filter_map(|&place| record.recipients.get(place))
-            .map(dsn_of_recipient)
-            .collect(),
+        dsn_recipients: places.iter().filter_map(|&place| record.recipients.get(place)).map(dsn_of_recipient).collect(),
     };
     loop {
         // A connection that carried letters before may have grown tired of waiting.
