@@ -74,12 +74,9 @@ impl Bench {
         let mut append = self.spool.begin();
         let id = append.id();
         append.write(letter.to_vec()).await.unwrap();
-        let envelope = Envelope {
-            reverse_path: ReversePath::try_from(from.to_owned()).unwrap(),
-            forward_paths: to.iter().map(|&path| ForwardPath::try_from(path.to_owned()).unwrap()).collect(),
-            body: BodyType::EightBitMime,
-            declared_size: None,
-        };
+        let reverse_path = ReversePath::try_from(from.to_owned()).unwrap();
+        let to = to.iter().map(|&path| ForwardPath::try_from(path.to_owned()).unwrap());
+        let envelope = Envelope { body: BodyType::EightBitMime, ..Envelope::new(reverse_path, to) };
         append.commit(message(envelope)).await.unwrap();
         id
     }
