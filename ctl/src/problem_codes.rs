@@ -130,6 +130,18 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "--generate makes one that can.",
     ),
     code(
+        "PH-CRED-007",
+        "A rotation is under way.",
+        "Two passwords are alive at most: a third would end one that devices may still use.",
+        "posthousectl credential rotate USER --finish ends the old one.",
+    ),
+    code(
+        "PH-CRED-008",
+        "SCRAM keys need the password.",
+        "They cannot be made from the hash that the cluster keeps.",
+        "Name the password together with --scram.",
+    ),
+    code(
         "PH-CTL-001",
         "The command line contradicts itself or lacks something.",
         "It parses, and still could not be done.",

@@ -12,8 +12,8 @@ use fake::{Authority, Fake, refusal};
 use posthouse_proto::v1::{
     AwaitRevisionReply, ClusterStatusReply, Connector, ExplainCandidate, ExplainIpReply, InitClusterReply,
     JoinClusterReply, ListConnectorsReply, ListDomainsReply, ListFrontsReply, LocalStatusReply, Member,
-    MessageTraceReply, PutCredentialReply, QueueChangeReply, QueueSummaryReply, StringList, TraceEvent, TracedMessage,
-    WriteReply,
+    MessageTraceReply, PutCredentialReply, QueueChangeReply, QueueSummaryReply, StringList, TestCredentialReply,
+    TraceEvent, TracedMessage, WriteReply,
 };
 use serde_json::{Value, json};
 use tonic::Status;
@@ -429,6 +429,56 @@ fn a_credential_demands_a_choice_of_senders() {
     let request = &bench.fake.asked("put_credential")[0];
     assert_eq!(request["credential"]["senders"]["values"], json!(["@corp.example"]));
     assert_eq!((&request["generate"], &request["password"]), (&json!(true), &Value::Null));
+}
+
+#[test]
+fn a_generated_password_has_the_shape_that_was_asked_for() {
+    let bench = Bench::new();
+    bench.writes(&[]);
+    bench
+        .fake
+        .says("put_credential", Ok(PutCredentialReply { write: Some(written()), ..PutCredentialReply::default() }));
+    bench.run("credential create fax --sender * --generate --length 12 --alphabet digits --scram").exits(0);
+    let asked = &bench.fake.asked("put_credential")[0];
+    assert_eq!((&asked["generate_length"], &asked["generate_alphabet"]), (&json!(12), &json!("digits")));
+    assert_eq!(asked["scram"], json!(true));
+    // A shape without a password to make is a mistake.
+    bench.run("credential create fax --sender * --length 12 --password-stdin").exits(2);
+}
+
+#[test]
+fn a_rotation_keeps_the_old_password_as_long_as_it_is_told() {
+    let bench = Bench::new();
+    bench.writes(&[]);
+    bench
+        .fake
+        .says("put_credential", Ok(PutCredentialReply { write: Some(written()), ..PutCredentialReply::default() }));
+    bench.run("credential rotate erp --generate").exits(0);
+    bench.run("credential rotate erp --generate --keep-old 2d").exits(0);
+    bench.run("credential rotate erp --generate --keep-old forever").exits(0);
+    bench.run("credential rotate erp --generate --keep-old 0").exits(0);
+    bench.run("credential rotate erp --finish").exits(0);
+    bench.run("credential rotate erp --finish --generate").exits(2);
+    let asked = bench.fake.asked("put_credential");
+    let kept: Vec<&Value> = asked.iter().map(|request| &request["keep_old_secs"]).collect();
+    assert_eq!(kept, [&Value::Null, &json!(172_800), &json!(u64::MAX), &json!(0), &Value::Null]);
+    assert_eq!((&asked[0]["rotate"], &asked[0]["finish_rotation"]), (&json!(true), &json!(false)));
+    assert_eq!((&asked[4]["rotate"], &asked[4]["finish_rotation"]), (&json!(false), &json!(true)));
+    assert_eq!(asked[4]["generate"], json!(false));
+}
+
+#[test]
+fn a_password_is_tested_by_exit_code() {
+    let bench = Bench::new();
+    let no = TestCredentialReply { ok: false, reason: "credential is disabled".into(), old_password: false };
+    bench.fake.says("test_credential", Ok(no));
+    let ran = bench.run_with("credential test erp --password-stdin --source 10.0.0.7", "s3cret\n").exits(1);
+    assert!(ran.out.contains("credential is disabled"), "{}", ran.out);
+    bench.fake.says("test_credential", Ok(TestCredentialReply { ok: true, ..TestCredentialReply::default() }));
+    let ran = bench.run_with("credential test erp --password-stdin", "s3cret\n").exits(0);
+    assert!(!ran.out.contains("s3cret"));
+    let asked = &bench.fake.asked("test_credential")[0];
+    assert_eq!((&asked["password"], &asked["source"]), (&json!("s3cret"), &json!("10.0.0.7")));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use posthouse_proto::v1::{
     Credential, ListCredentialsReply, ListRequest, NameRequest, PutCredentialReply, PutCredentialRequest, StringList,
+    TestCredentialRequest,
 };
 use serde_json::Value;
 
@@ -17,7 +18,7 @@ use crate::client::Client;
 use crate::console::Console;
 use crate::error::{Exit, Failure, code};
 use crate::mutation::{Deed, WriteFlags, finish};
-use crate::output::{Rows, or_dash, short_time};
+use crate::output::{self, Format, Rows, or_dash, short_time};
 use crate::parse;
 
 /// `credential …`.
@@ -35,8 +36,10 @@ pub(crate) enum CredentialCommand {
     Create(CreateArgs),
     /// Change a credential; what is not named stays as it is
     Set(SetArgs),
-    /// Give a credential a new password
+    /// Give a credential a new password beside the old one, or end the old one
     Rotate(RotateArgs),
+    /// Check a password against the cluster, without mail; exit 1 if it would not do
+    Test(TestArgs),
     /// Let it be used
     Enable(NamedArgs),
     /// Let it be used no more, on open connections too
@@ -59,6 +62,21 @@ pub(crate) struct PasswordFlags {
     /// Let the cluster make one; it is printed once
     #[arg(long)]
     generate: bool,
+}
+
+/// What a password is made like, and what is kept of it.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct SecretFlags {
+    /// Characters of a generated password, 8 to 64 [default: as many as 80 bits need]
+    #[arg(long, value_name = "N", requires = "generate")]
+    length: Option<u32>,
+    /// What it is made of: readable (no look-alikes), letters, digits, mixed or hex [default: readable]
+    #[arg(long, value_name = "WORD", requires = "generate")]
+    alphabet: Option<String>,
+    /// Keep SCRAM-SHA-256 keys beside the hash, or with =no forget them; needs the password
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          value_parser = parse::boolean)]
+    scram: Option<bool>,
 }
 
 /// The settings of a credential.
@@ -95,12 +113,15 @@ pub(crate) struct CredentialFlags {
 #[command(before_help = "Examples:
   posthousectl credential create scanner@corp.example --own-domain --generate
   posthousectl credential create erp --sender erp@corp.example --sender @billing.example --password-stdin < secret
+  posthousectl credential create fax --sender fax@corp.example --generate --alphabet digits --length 12
   posthousectl credential create gateway --sender '*' --from 10.30.4.11 --password-file secret")]
 pub(crate) struct CreateArgs {
     /// The user name
     user: String,
     #[command(flatten)]
     password: PasswordFlags,
+    #[command(flatten)]
+    secret: SecretFlags,
     #[command(flatten)]
     settings: CredentialFlags,
     #[command(flatten)]
@@ -118,6 +139,8 @@ pub(crate) struct SetArgs {
     #[command(flatten)]
     password: PasswordFlags,
     #[command(flatten)]
+    secret: SecretFlags,
+    #[command(flatten)]
     settings: CredentialFlags,
     #[command(flatten)]
     write: WriteFlags,
@@ -127,14 +150,45 @@ pub(crate) struct SetArgs {
 #[derive(Debug, Args)]
 #[command(before_help = "Examples:
   posthousectl credential rotate erp --generate
-  posthousectl credential rotate erp --password-stdin < secret")]
+  posthousectl credential rotate erp --password-stdin --keep-old forever < secret
+  posthousectl credential rotate erp --finish")]
 pub(crate) struct RotateArgs {
     /// The user name
     user: String,
+    /// How long the old password is taken beside the new one: a time, 0, or forever (until --finish) [default: 7d]
+    #[arg(long, value_name = "TIME", value_parser = keep_old, conflicts_with = "finish")]
+    keep_old: Option<u64>,
+    /// Every device has the new password: end the old one
+    #[arg(long, conflicts_with_all = ["generate", "password_stdin", "password_file", "scram"])]
+    finish: bool,
     #[command(flatten)]
     password: PasswordFlags,
     #[command(flatten)]
+    secret: SecretFlags,
+    #[command(flatten)]
     write: WriteFlags,
+}
+
+/// Flags of `credential test`.
+#[derive(Debug, Args)]
+#[command(before_help = "Examples:
+  posthousectl credential test erp --password-stdin < secret
+  posthousectl credential test scanner@corp.example --source 10.20.31.7 --connector submission")]
+pub(crate) struct TestArgs {
+    /// The user name
+    user: String,
+    /// Read the password from standard input (the first line)
+    #[arg(long)]
+    password_stdin: bool,
+    /// Read it from a file (the first line)
+    #[arg(long, value_name = "FILE", conflicts_with = "password_stdin")]
+    password_file: Option<PathBuf>,
+    /// As if from this address
+    #[arg(long, value_name = "IP", visible_alias = "from-ip", default_value = "", hide_default_value = true)]
+    source: String,
+    /// As if on this connector
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    connector: String,
 }
 
 /// Flags of the verbs that need a name only.
@@ -160,7 +214,7 @@ pub(crate) async fn run(command: CredentialCommand, console: &Console) -> Result
         CredentialCommand::Show { user } => {
             let all = credentials(&mut console.client().await?).await?.credentials;
             let found = CREDENTIAL.find(all, &user.trim().to_lowercase(), |credential| &credential.user)?;
-            console.out.show("credential-show", &found, "user")?;
+            show(console, &found)?;
             Ok(Exit::Done)
         }
         CredentialCommand::Create(args) => create(args, console).await,
@@ -168,17 +222,23 @@ pub(crate) async fn run(command: CredentialCommand, console: &Console) -> Result
             let credential = args.settings.credential(&args.user)?;
             let password = args.password.read(false)?;
             let nothing = credential == (Credential { user: args.user.clone(), ..Credential::default() });
-            if nothing && password == Password::Kept {
+            if nothing && password == Password::Kept && args.secret.scram.is_none() {
                 let fix = format!("posthousectl credential set {} --note TEXT; see --help", args.user);
                 return Err(Failure::usage("nothing to change", "no setting was named", fix));
             }
-            put(console, credential, false, password, &args.write, ("credential-set", "changed")).await
+            let request = request(credential, password, &args.secret, &args.write);
+            put(console, request, &args.write, ("credential-set", "changed")).await
         }
         CredentialCommand::Rotate(args) => {
             let credential = Credential { user: args.user.clone(), ..Credential::default() };
-            let password = args.password.read(true)?;
-            put(console, credential, false, password, &args.write, ("credential-rotate", "rotated")).await
+            let password = if args.finish { Password::Kept } else { args.password.read(true)? };
+            let mut request = request(credential, password, &args.secret, &args.write);
+            (request.rotate, request.finish_rotation) = (!args.finish, args.finish);
+            request.keep_old_secs = args.keep_old;
+            let done = if args.finish { "finished its rotation" } else { "rotated" };
+            put(console, request, &args.write, ("credential-rotate", done)).await
         }
+        CredentialCommand::Test(args) => test(args, console).await,
         CredentialCommand::Enable(args) => switch(args, console, true).await,
         CredentialCommand::Disable(args) => switch(args, console, false).await,
         CredentialCommand::Delete(args) => delete(args, console).await,
@@ -200,7 +260,64 @@ async fn create(args: CreateArgs, console: &Console) -> Result<Exit, Failure> {
     }
     credential.enabled = credential.enabled.or(Some(true));
     let password = args.password.read(true)?;
-    put(console, credential, true, password, &args.write, ("credential-create", "created")).await
+    let mut request = request(credential, password, &args.secret, &args.write);
+    request.create = true;
+    put(console, request, &args.write, ("credential-create", "created")).await
+}
+
+/// `7d`, `0`, or `forever`, as the cluster reads it.
+fn keep_old(text: &str) -> Result<u64, String> {
+    if text.eq_ignore_ascii_case("forever") {
+        return Ok(u64::MAX);
+    }
+    if text == "0" {
+        return Ok(0);
+    }
+    parse::duration(text).map(|time| time.as_secs())
+}
+
+fn request(
+    credential: Credential,
+    password: Password,
+    secret: &SecretFlags,
+    write: &WriteFlags,
+) -> PutCredentialRequest {
+    PutCredentialRequest {
+        credential: Some(credential),
+        generate: password == Password::Generated,
+        password: match password {
+            Password::Given(text) => Some(text),
+            Password::Kept | Password::Generated => None,
+        },
+        options: Some(write.options(false)),
+        generate_length: secret.length.unwrap_or_default(),
+        generate_alphabet: secret.alphabet.clone().unwrap_or_default(),
+        scram: secret.scram,
+        ..PutCredentialRequest::default()
+    }
+}
+
+async fn test(args: TestArgs, console: &Console) -> Result<Exit, Failure> {
+    let TestArgs { user, password_stdin, password_file, source, connector } = args;
+    let flags = PasswordFlags { password_stdin, password_file, generate: false };
+    let Password::Given(password) = flags.read_once()? else { return Ok(Exit::No) };
+    let mut client = console.client().await?;
+    let request = TestCredentialRequest { user: user.clone(), password, source, connector };
+    let reply = match client.read(async |mut admin| admin.test_credential(request.clone()).await).await {
+        Ok(reply) => reply,
+        Err(failure) => return Err(suggest(CREDENTIAL, failure, &user, names(&mut client)).await),
+    };
+    if console.out.format.is_json() {
+        console.out.json("credential-test", &reply)?;
+    } else {
+        let words = match (reply.ok, reply.old_password) {
+            (true, false) => format!("{user}: the password is right\n"),
+            (true, true) => format!("{user}: the password is right, but from before the rotation that is under way\n"),
+            (false, _) => format!("{user}: no; {}\n", reply.reason),
+        };
+        output::text(&words)?;
+    }
+    Ok(if reply.ok { Exit::Done } else { Exit::No })
 }
 
 /// What becomes of the password.
@@ -214,6 +331,15 @@ enum Password {
 impl PasswordFlags {
     /// Reads the password from where the flags say; prompts on a terminal when one is `needed` and none is named.
     fn read(&self, needed: bool) -> Result<Password, Failure> {
+        self.read_with(needed, prompt)
+    }
+
+    /// The same for a password that is only tried: a prompt asks once.
+    fn read_once(&self) -> Result<Password, Failure> {
+        self.read_with(true, || rpassword::prompt_password("Password: "))
+    }
+
+    fn read_with(&self, needed: bool, prompt: impl FnOnce() -> io::Result<String>) -> Result<Password, Failure> {
         let unreadable = |what: String, error: &io::Error| {
             Failure::new(Exit::Invalid, code::FILE, what, error.to_string(), "--generate makes one")
         };
@@ -321,25 +447,11 @@ async fn names(client: &mut Client) -> Result<Vec<String>, Failure> {
 
 async fn put(
     console: &Console,
-    credential: Credential,
-    create: bool,
-    password: Password,
+    request: PutCredentialRequest,
     write: &WriteFlags,
     (schema, done): (&'static str, &'static str),
 ) -> Result<Exit, Failure> {
-    let user = credential.user.clone();
-    let generate = password == Password::Generated;
-    let password = match password {
-        Password::Given(text) => Some(text),
-        Password::Kept | Password::Generated => None,
-    };
-    let request = PutCredentialRequest {
-        credential: Some(credential),
-        create,
-        password,
-        generate,
-        options: Some(write.options(false)),
-    };
+    let user = request.credential.as_ref().map(|credential| credential.user.clone()).unwrap_or_default();
     let mut client = console.client().await?;
     let reply = client.write(async |mut admin| admin.put_credential(request.clone()).await).await;
     let PutCredentialReply { write: written, generated_password } = match reply {
@@ -358,7 +470,8 @@ async fn put(
 async fn switch(args: NamedArgs, console: &Console, enabled: bool) -> Result<Exit, Failure> {
     let credential = Credential { user: args.user, enabled: Some(enabled), ..Credential::default() };
     let words = if enabled { ("credential-enable", "enabled") } else { ("credential-disable", "disabled") };
-    put(console, credential, false, Password::Kept, &args.write, words).await
+    let request = request(credential, Password::Kept, &SecretFlags::default(), &args.write);
+    put(console, request, &args.write, words).await
 }
 
 async fn delete(args: NamedArgs, console: &Console) -> Result<Exit, Failure> {
@@ -372,6 +485,27 @@ async fn delete(args: NamedArgs, console: &Console) -> Result<Exit, Failure> {
         }
         Err(failure) => Err(suggest(CREDENTIAL, failure, &user, names(&mut client)).await),
     }
+}
+
+/// One credential: its settings, then a line for each password that is alive.
+fn show(console: &Console, found: &Credential) -> Result<(), Failure> {
+    if console.out.format.is_json() || console.out.format == Format::Name {
+        console.out.show("credential-show", found, "user")?;
+        return Ok(());
+    }
+    console.out.show("credential-show", &Credential { secrets: Vec::new(), ..found.clone() }, "user")?;
+    let newest = found.secrets.iter().map(|secret| secret.id).max();
+    for secret in &found.secrets {
+        let until = match secret.expires_at.as_str() {
+            "" if Some(secret.id) != newest => ", taken until rotate --finish".to_owned(),
+            "" => String::new(),
+            at => format!(", taken until {}", short_time(at)),
+        };
+        let age = if Some(secret.id) == newest { "" } else { ", from before the rotation" };
+        let scram = if secret.scram { ", with SCRAM-SHA-256 keys" } else { "" };
+        output::text(&format!("password {}  set {}{age}{until}{scram}\n", secret.id, short_time(&secret.created_at)))?;
+    }
+    Ok(())
 }
 
 fn list(console: &Console, reply: &ListCredentialsReply) -> Result<Exit, Failure> {
@@ -389,6 +523,7 @@ fn list(console: &Console, reply: &ListCredentialsReply) -> Result<Exit, Failure
             let state = match (credential.enabled, credential.expired) {
                 (Some(false), _) => "disabled",
                 (_, true) => "expired",
+                _ if credential.secrets.len() > 1 => "rotating",
                 _ => "enabled",
             };
             let mut row = vec![

@@ -195,6 +195,7 @@ service!(Admin:
     list_routes(ListRequest) -> ListRoutesReply,
     test_route(TestRouteRequest) -> TestRouteReply,
     put_credential(PutCredentialRequest) -> PutCredentialReply,
+    test_credential(TestCredentialRequest) -> TestCredentialReply,
     delete_credential(NameRequest) -> WriteReply,
     list_credentials(ListRequest) -> ListCredentialsReply,
     list_certificates(ListRequest) -> ListCertificatesReply,

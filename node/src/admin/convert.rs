@@ -10,7 +10,7 @@ use crate::config::is_name;
 use crate::connector::{
     Binding, DomainKind, Principal, ReceiveConnector, RemoteIpRange, Right, SizeMode, effective_rights, parse_words,
 };
-use crate::credential::Credential;
+use crate::credential::{Credential, Verifier};
 use crate::state::{AcceptedDomain, AllowlistEntry, StateView, Versioned};
 
 /// A field that cannot be parsed.
@@ -311,6 +311,17 @@ pub(super) fn credential_out(found: &Versioned<std::sync::Arc<Credential>>, now_
         expires_at: credential.expires_at_ms.map(rfc3339),
         revision: found.revision,
         expired: credential.expires_at_ms.is_some_and(|at| at <= now_ms),
+        secrets: credential.live_verifiers(now_ms).map(secret_out).collect(),
+    }
+}
+
+/// A secret as administrators read it: when it was set, until when it is taken, and nothing of itself.
+fn secret_out(verifier: &Verifier) -> v1::CredentialSecret {
+    v1::CredentialSecret {
+        id: verifier.id,
+        created_at: rfc3339(verifier.created_at_ms),
+        expires_at: verifier.expires_at_ms.map(rfc3339).unwrap_or_default(),
+        scram: verifier.scram.is_some(),
     }
 }
 

@@ -50,8 +50,8 @@ pub(super) fn explain_ip(view: &StateView, request: &v1::ExplainIpRequest) -> Re
             ))
         })?),
     };
-    let facts =
-        credential.map(|found| move |connector: &ReceiveConnector| found.value.facts(source, &connector.name, now_ms));
+    let facts = credential
+        .map(|found| move |connector: &ReceiveConnector| found.value.facts(None, source, &connector.name, now_ms));
     let query = Query {
         local: SocketAddr::new(local_ip, port),
         source,

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod convert;
+mod credential;
 mod explain;
 mod front_link;
 pub mod http;

@@ -12,11 +12,9 @@ use super::problem::{exit, internal, invalid, not_committed, problem, refused, s
 use super::rpc::peer;
 use crate::clock::now_ms;
 use crate::connector::{ReceiveConnector, SendConnector};
-use crate::credential::{self, Credential};
 use crate::pki::{DataKey, PeerIdentity, PeerInfo};
 use crate::queue::QueueHandle;
 use crate::raft::{LocalFacts, RaftHandle};
-use crate::shutdown::run_blocking;
 use crate::spool::Spool;
 use crate::state::{AllowlistEntry, Change, Command, Outcome, StateView, apply};
 use crate::tls::Dialer;
@@ -152,7 +150,7 @@ impl AdminService {
 }
 
 /// How often a read-modify-write is repeated when somebody else was quicker.
-const MERGE_ATTEMPTS: usize = 5;
+pub(super) const MERGE_ATTEMPTS: usize = 5;
 
 /// Repeats a read-modify-write whose object moved between the read and the write, unless the caller named the
 /// revision: then moving is the caller's answer.
@@ -177,6 +175,8 @@ macro_rules! merged_write {
         }
     }};
 }
+
+pub(super) use merged_write;
 
 #[tonic::async_trait]
 impl Admin for AdminService {
@@ -412,53 +412,15 @@ impl Admin for AdminService {
         request: Request<v1::PutCredentialRequest>,
     ) -> Result<Response<v1::PutCredentialReply>, Status> {
         let (context, actor) = self.open(&request)?;
-        let v1::PutCredentialRequest { credential, create, password, generate, options } = request.into_inner();
-        let from = credential.unwrap_or_default();
-        let user = from.user.trim().to_lowercase();
-        if create && from.senders.is_none() {
-            return Err(invalid(
-                "PH-CRED-004",
-                "a credential needs to know as whom it may send",
-                "without a choice it could send as nobody, or as everybody",
-                "--own-domain, --sender ADDRESS|@domain, or --sender '*'",
-            ));
-        }
-        let generated = generate.then(|| credential::generate_password(&crate::pki::random::<32>()));
-        let secret = generated.clone().or(password);
-        if create && secret.is_none() {
-            return Err(invalid(
-                "PH-CRED-005",
-                "a credential needs a password",
-                "none was given",
-                "--generate, --password-stdin or --password-file FILE",
-            ));
-        }
-        let phc = match secret {
-            None => None,
-            Some(secret) => {
-                let salt = crate::pki::random::<16>();
-                let hashed = run_blocking(move || credential::hash(secret.as_bytes(), &salt)).await;
-                Some(hashed.map_err(|error| {
-                    invalid("PH-CRED-006", "the password cannot be used", error, "choose another one")
-                })?)
-            }
-        };
-        let now_ms = now_ms();
-        let written = merged_write!(&context, &actor, options, |view| {
-            let found = view.state.credentials.get(&user);
-            let base = match found {
-                Some(found) if !create => (*found.value).clone(),
-                _ => Credential::new(user.clone()),
-            };
-            let mut credential = convert::merge_credential(base, &from)?;
-            if let Some(phc) = &phc {
-                credential.set_verifier(phc.clone(), now_ms);
-            }
-            let revision = found.filter(|_| !create).map(|found| found.revision);
-            (Change::PutCredential { create, credential }, revision, vec![])
-        });
-        let generated_password = generated.unwrap_or_default();
-        Ok(Response::new(v1::PutCredentialReply { write: Some(written?), generated_password }))
+        super::credential::put(&context, &actor, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn test_credential(
+        &self,
+        request: Request<v1::TestCredentialRequest>,
+    ) -> Result<Response<v1::TestCredentialReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::credential::test(&context, request.into_inner()).await.map(Response::new)
     }
 
     async fn delete_credential(&self, request: Request<v1::NameRequest>) -> Result<Response<v1::WriteReply>, Status> {

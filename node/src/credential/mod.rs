@@ -2,14 +2,24 @@
 //! takes tens of milliseconds and must not run on an async worker. Salts, keys and time are passed in.
 
 mod cache;
+mod certificate;
+mod generate;
+mod scram;
+mod secret;
 mod verifier;
+mod x500;
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 pub use cache::{CacheKey, Cached, VERIFY_CACHE_ENTRIES, VerifyCache};
-pub use verifier::{HashError, generate_password, hash, verify, verify_any, verify_dummy};
+pub use certificate::{CertificatePattern, ClientCertificate, PatternError};
+pub use generate::{Alphabet, GENERATED_LENGTH_MAX, GENERATED_LENGTH_MIN, GENERATED_RANDOM_BYTES, Recipe, RecipeError};
+pub use scram::{Binding, ClientFirst, SCRAM_ITERATIONS, ScramError, ScramExchange, ScramKeys};
+pub use secret::{NewSecret, RotationUnderWay, SecretId, Verifier};
+pub use verifier::{HashError, hash, verify, verify_any, verify_dummy};
+pub use x500::X500Name;
 
 use crate::connector::{CredentialFacts, RemoteIpRange, SenderRule};
 use crate::mail::ReversePath;
@@ -21,26 +31,17 @@ const USER_CHARS_MAX: usize = 254;
 const TEXT_CHARS_MAX: usize = 1024;
 const LIST_MAX: usize = 1000;
 
-/// One secret, as far as it is kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verifier {
-    /// Unique within the credential, never used again.
-    pub id: u32,
-    /// The argon2id hash in PHC string format.
-    pub phc: String,
-    /// When it was set, in unix milliseconds.
-    #[serde(default)]
-    pub created_at_ms: i64,
-}
-
 /// A user name with its secrets and limits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Credential {
     /// In lower case, 1 to 254 characters.
     pub user: String,
-    /// At most [`VERIFIERS_MAX`].
+    /// At most [`VERIFIERS_MAX`]; none, where certificates alone prove who it is.
     pub verifiers: Vec<Verifier>,
+    /// By which client certificates it is known.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificatePattern>,
     /// As whom it may send.
     pub senders: SenderRule,
     /// From where it may log in; empty: from everywhere.
@@ -64,11 +65,14 @@ pub enum CredentialError {
     #[error("user must have 1 to {USER_CHARS_MAX} characters in lower case, without control characters or spaces")]
     User,
     /// No secret, or too many, or two with one id.
-    #[error("it must have 1 to {VERIFIERS_MAX} passwords")]
+    #[error("it must have 1 to {VERIFIERS_MAX} passwords, or a client certificate")]
     Verifiers,
     /// A verifier that no password can match.
     #[error("its password hash is not argon2id in PHC format")]
     Phc,
+    /// SCRAM keys that no password has.
+    #[error("its SCRAM-SHA-256 keys are not valid")]
+    Scram,
     /// A list or text beyond its limit.
     #[error("{0} is too long")]
     TooLong(&'static str),
@@ -92,6 +96,9 @@ pub enum CredentialRefusal {
     /// The connector is not among its connectors.
     #[error("credential may not be used on this connector")]
     Connector,
+    /// The password of this login is no longer one of its own.
+    #[error("the password of this login was replaced")]
+    Secret,
 }
 
 impl Default for Credential {
@@ -107,6 +114,7 @@ impl Credential {
         Self {
             user: Self::canonical_user(user.as_ref()),
             verifiers: Vec::new(),
+            certificates: Vec::new(),
             senders: SenderRule::default(),
             source_ranges: Vec::new(),
             connectors: Vec::new(),
@@ -121,12 +129,6 @@ impl Credential {
     #[must_use]
     pub fn canonical_user(user: &str) -> String {
         user.trim().to_lowercase()
-    }
-
-    /// Makes `phc` the only secret.
-    pub fn set_verifier(&mut self, phc: String, created_at_ms: i64) {
-        let id = self.verifiers.iter().map(|verifier| verifier.id).max().unwrap_or(0).saturating_add(1);
-        self.verifiers = vec![Verifier { id, phc, created_at_ms }];
     }
 
     /// Checks everything that the credential alone can tell.
@@ -145,16 +147,21 @@ impl Credential {
         let mut ids: Vec<u32> = self.verifiers.iter().map(|verifier| verifier.id).collect();
         ids.sort_unstable();
         ids.dedup();
-        if !(1..=VERIFIERS_MAX).contains(&self.verifiers.len()) || ids.len() != self.verifiers.len() {
+        let fewest = usize::from(self.certificates.is_empty());
+        if !(fewest..=VERIFIERS_MAX).contains(&self.verifiers.len()) || ids.len() != self.verifiers.len() {
             return Err(CredentialError::Verifiers);
         }
         if !self.verifiers.iter().all(|verifier| verifier::is_acceptable(&verifier.phc)) {
             return Err(CredentialError::Phc);
         }
+        if !self.verifiers.iter().filter_map(|verifier| verifier.scram.as_ref()).all(ScramKeys::is_acceptable) {
+            return Err(CredentialError::Scram);
+        }
         for (name, length) in [
             ("senders", self.senders.0.len()),
             ("source_ranges", self.source_ranges.len()),
             ("connectors", self.connectors.len()),
+            ("certificates", self.certificates.len()),
         ] {
             if length > LIST_MAX {
                 return Err(CredentialError::TooLong(name));
@@ -198,13 +205,30 @@ impl Credential {
         self.senders.allows(path)
     }
 
-    /// What the relay decision needs to know of it.
+    /// The same for a session that logged in with `secret`: it ends with the secret, too. Absent: it showed none.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn session_ok(
+        &self,
+        secret: Option<SecretId>,
+        source: IpAddr,
+        connector: &str,
+        now_ms: i64,
+    ) -> Result<(), CredentialRefusal> {
+        if secret.is_some_and(|secret| !self.is_secret_live(secret, now_ms)) {
+            return Err(CredentialRefusal::Secret);
+        }
+        self.facts_ok(source, connector, now_ms)
+    }
+
+    /// What the relay decision needs to know of it, for a session that logged in with `secret`.
     #[must_use]
-    pub fn facts(&self, source: IpAddr, connector: &str, now_ms: i64) -> CredentialFacts<'_> {
+    pub fn facts(&self, secret: Option<SecretId>, source: IpAddr, connector: &str, now_ms: i64) -> CredentialFacts<'_> {
         CredentialFacts {
             user: &self.user,
             senders: &self.senders,
-            usable: self.facts_ok(source, connector, now_ms).is_ok(),
+            usable: self.session_ok(secret, source, connector, now_ms).is_ok(),
         }
     }
 }
@@ -221,7 +245,8 @@ mod tests {
 
     fn credential() -> Credential {
         let mut credential = Credential::new(" Scanner@Corp.Example ");
-        credential.set_verifier(hash(b"correct horse", &[7; 16]).unwrap(), 5);
+        let phc = hash(b"correct horse", &[7; 16]).unwrap();
+        credential.set_secret(NewSecret { phc, scram: None, created_at_ms: 5 });
         credential
     }
 
@@ -248,17 +273,14 @@ mod tests {
         assert_eq!(refused(|c| c.verifiers.clear()), CredentialError::Verifiers);
         assert_eq!(refused(|c| c.verifiers.push(c.verifiers[0].clone())), CredentialError::Verifiers);
         assert_eq!(refused(|c| c.verifiers[0].phc = "secret".into()), CredentialError::Phc);
+        let costly = |c: &mut Credential| {
+            let mut keys = ScramKeys::derive(b"pw", &[1; 16]).unwrap();
+            keys.iterations = u32::MAX;
+            c.verifiers[0].scram = Some(keys);
+        };
+        assert_eq!(refused(costly), CredentialError::Scram);
         assert_eq!(refused(|c| c.note = "a\r\nb".into()), CredentialError::Control("note"));
         assert_eq!(refused(|c| c.owner = "x".repeat(1025)), CredentialError::TooLong("owner"));
-    }
-
-    #[test]
-    fn a_new_password_replaces_the_old_one_under_a_new_id() {
-        let mut credential = credential();
-        let old = credential.verifiers[0].clone();
-        credential.set_verifier(hash(b"another", &[8; 16]).unwrap(), 6);
-        assert_eq!(credential.verifiers.len(), 1);
-        assert!(credential.verifiers[0].id > old.id);
     }
 
     #[test]
@@ -274,6 +296,17 @@ mod tests {
         assert_eq!(credential.facts_ok(ip("10.0.0.7"), "submission", 100), Err(CredentialRefusal::Expired));
         credential.enabled = false;
         assert_eq!(credential.facts_ok(ip("10.0.0.7"), "submission", 99), Err(CredentialRefusal::Disabled));
-        assert!(!credential.facts(ip("10.0.0.7"), "submission", 99).usable);
+        assert!(!credential.facts(None, ip("10.0.0.7"), "submission", 99).usable);
+    }
+
+    #[test]
+    fn a_session_whose_password_was_replaced_is_refused() {
+        let mut credential = credential();
+        let (source, secret) = (ip("10.0.0.7"), credential.verifiers[0].secret_id());
+        assert_eq!(credential.session_ok(Some(secret), source, "submission", 99), Ok(()));
+        credential.set_secret(NewSecret { phc: hash(b"b", &[7; 16]).unwrap(), scram: None, created_at_ms: 6 });
+        let refused = credential.session_ok(Some(secret), source, "submission", 99);
+        assert_eq!(refused, Err(CredentialRefusal::Secret));
+        assert_eq!(credential.session_ok(None, source, "submission", 99), Ok(()), "a client certificate");
     }
 }

@@ -1,4 +1,4 @@
-//! Passwords: argon2id (RFC 9106) in PHC string format, and generated ones that can be typed on a printer.
+//! Passwords: argon2id (RFC 9106) in PHC string format.
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::{Argon2, PasswordHasher, PasswordVerifier};
@@ -7,10 +7,6 @@ use super::VERIFIERS_MAX;
 
 /// Longer passwords are refused: no device holds them, and a megabyte of base64 must not be hashed.
 const PASSWORD_OCTETS_MAX: usize = 1024;
-/// 17 would be enough for 80 bits; 18 characters of 31 are 89.
-const GENERATED_CHARS: usize = 18;
-/// Lower case and digits without those that look like another on a printer's display: no i, l, o, 0, 1.
-const ALPHABET: &[u8; 31] = b"abcdefghjkmnpqrstuvwxyz23456789";
 /// The salt of [`spend`]. Nothing is compared with what it makes.
 const DUMMY_SALT: [u8; 16] = *b"posthouse-dummy.";
 
@@ -26,6 +22,9 @@ pub enum HashError {
     /// NUL separates the fields of AUTH PLAIN (RFC 4616 §2), so that no device could send it.
     #[error("the password contains a NUL character")]
     Nul,
+    /// SCRAM wants SASLprep (RFC 4013), of which every client has its own idea beyond ASCII.
+    #[error("the password has characters other than printable ASCII, which SCRAM clients disagree about")]
+    NotAscii,
     /// The library refused.
     #[error("the password could not be hashed")]
     Argon2,
@@ -119,31 +118,11 @@ pub(super) fn is_acceptable(phc: &str) -> bool {
         && params.p_cost() <= 4
 }
 
-/// Makes a password of 18 characters (89 bits) from random bytes: lower case and digits, no look-alikes. The bytes
-/// must come from a cryptographic source.
-#[must_use]
-pub fn generate_password(random: &[u8; 32]) -> String {
-    // Two numbers of 128 bits, nine characters from each: what 31 to the ninth leaves uneven is below 2 to the -80.
-    let (high, low) = random.split_at(16);
-    [high, low]
-        .into_iter()
-        .flat_map(|half| {
-            let number = half.iter().fold(0_u128, |number, byte| (number << 8) | u128::from(*byte));
-            let digits = std::iter::successors(Some(number), |number| Some(number / ALPHABET.len() as u128));
-            digits.take(GENERATED_CHARS / 2).map(|number| {
-                let index = (number % ALPHABET.len() as u128) as usize;
-                char::from(ALPHABET[index])
-            })
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::cell::Cell;
-    use std::collections::BTreeSet;
 
     use super::*;
 
@@ -217,21 +196,5 @@ mod tests {
             }
         }
         assert_eq!(hashes(&|| assert_eq!(verify_any(b"right", one), Some(1))), 1);
-    }
-
-    #[test]
-    fn a_generated_password_can_be_typed_and_uses_all_its_randomness() {
-        let mut seen = BTreeSet::new();
-        for byte in 0..=255_u8 {
-            for place in [0, 15, 16, 31] {
-                let mut random = [0_u8; 32];
-                random[place] = byte;
-                let password = generate_password(&random);
-                assert_eq!(password.len(), GENERATED_CHARS);
-                assert!(password.bytes().all(|b| ALPHABET.contains(&b)), "{password}");
-                seen.insert(password);
-            }
-        }
-        assert!(seen.len() > 500, "{}", seen.len());
     }
 }

@@ -14,23 +14,24 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::authenticate::Login;
 use super::header::{self, Introduced};
 use super::leniencies;
-use super::metrics_names::{ACCEPTED, AUTH, HANDSHAKES, REJECTIONS, STRIPPED, XCLIENTS};
+use super::login::Scram;
+use super::metrics_names::{ACCEPTED, HANDSHAKES, REJECTIONS, STRIPPED, XCLIENTS};
 use super::policy::{self, Now, Standing};
 use super::prefixed::Prefixed;
 use super::xclient::{Counted, Reopened, reopen};
 use super::{Shared, tarpit};
 use crate::clock::now_ms;
 use crate::connector::{self, ReceiveConnector, RemoteIpRange, Right, Rights};
+use crate::credential::{Binding, SecretId};
 use crate::mail::trace_header::{HeaderFacts, ReceivedInfo, date_rfc5322, missing_lines, received};
 use crate::mail::{Envelope, ForwardPath, Reply, ReversePath, header_firewall, reply};
 use crate::shutdown::Scope;
 use crate::smtp::session::{
-    Action, AuthOutcome, CloseReason, Limits, Note, Offer, Session, SessionConfig, SizeMode, TlsMode, Verdict,
+    Action, CloseReason, Limits, Note, Offer, Session, SessionConfig, SizeMode, TlsMode, Verdict,
 };
-use crate::smtp::{Mechanism, Password, Xclient};
+use crate::smtp::{Mechanism, Xclient};
 use crate::spool::{Append, NewMessage};
 
 /// What one read takes at most; with one line and one header it bounds the memory of a session.
@@ -79,6 +80,10 @@ pub(super) async fn session(shared: &Arc<Shared>, tcp: TcpStream, rest: Vec<u8>,
         by_fqdn: config.fqdn.clone(),
         certificate: tls,
         user: None,
+        secret: None,
+        certificate_user: None,
+        binding: Binding::default(),
+        scram: None,
         tls: None,
         letter: None,
         reverse_path: ReversePath::Null,
@@ -113,6 +118,10 @@ pub(super) async fn probe(shared: &Arc<Shared>, tcp: TcpStream, by: Introduced, 
         opened: None,
         counted: None,
         user: None,
+        secret: None,
+        certificate_user: None,
+        binding: Binding::default(),
+        scram: None,
         tls: None,
         letter: None,
         reverse_path: ReversePath::Null,
@@ -182,19 +191,26 @@ fn session_config(shared: &Shared, opened: &Opened, has_certificate: bool) -> Se
 }
 
 /// What drives one session.
-struct Driver<'a> {
-    shared: &'a Arc<Shared>,
-    source: IpAddr,
+pub(super) struct Driver<'a> {
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) source: IpAddr,
     front: Option<String>,
-    session_id: String,
+    pub(super) session_id: String,
     by_fqdn: String,
     /// What a TLS handshake shows.
     certificate: Option<Arc<ServerConfig>>,
     /// Absent for a front's check, which never gets as far as needing it.
-    opened: Option<Opened>,
+    pub(super) opened: Option<Opened>,
     /// The place of the client that `XCLIENT` named, among those of its address.
     counted: Option<Counted>,
-    user: Option<String>,
+    /// The credential that the session acts for, and the password it logged in with, if it was one.
+    pub(super) user: Option<String>,
+    pub(super) secret: Option<SecretId>,
+    /// The credential that the client's certificate stands for.
+    pub(super) certificate_user: Option<String>,
+    /// What the TLS connection has for SCRAM.
+    pub(super) binding: Binding,
+    pub(super) scram: Option<Scram>,
     /// Version and cipher suite, inside TLS.
     tls: Option<String>,
     letter: Option<Letter>,
@@ -228,6 +244,8 @@ async fn run(mut driver: Driver<'_>, config: SessionConfig, tcp: TcpStream, rest
     if implicit_tls {
         let Some(mut encrypted) = driver.handshake(stream).await else { return };
         let mut session = Session::new(config, now());
+        driver.user = driver.certificate_user.clone();
+        session.handle_tls_facts(driver.possible(), driver.certificate_user.clone());
         driver.converse(&mut session, &mut encrypted).await;
         let _ = tokio::time::timeout(WRITE_TIMEOUT, encrypted.shutdown()).await;
         return;
@@ -240,8 +258,9 @@ async fn run(mut driver: Driver<'_>, config: SessionConfig, tcp: TcpStream, rest
         Left::StartTls => {
             let Some(mut encrypted) = driver.handshake(stream).await else { return };
             // RFC 3207 §4.2: the client starts afresh, and so do we.
-            driver.user = None;
+            (driver.user, driver.secret, driver.scram) = (driver.certificate_user.clone(), None, None);
             session.handle_tls_established(now());
+            session.handle_tls_facts(driver.possible(), driver.certificate_user.clone());
             driver.converse(&mut session, &mut encrypted).await;
             let _ = tokio::time::timeout(WRITE_TIMEOUT, encrypted.shutdown()).await;
         }
@@ -268,6 +287,7 @@ impl Driver<'_> {
                 let version = connection.protocol_version().map(|version| format!("{version:?}")).unwrap_or_default();
                 let suite = connection.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
                 self.tls = Some(format!("version={} cipher={}", version, suite.unwrap_or_default()));
+                self.binding = channel_binding(connection);
                 return Some(stream);
             }
             Ok(Err(error)) => error.to_string(),
@@ -276,6 +296,13 @@ impl Driver<'_> {
         counter!(HANDSHAKES, "result" => "failed").increment(1);
         tracing::debug!(session.id = %self.session_id, source.addr = %self.source, error = %failed, "TLS handshake failed");
         None
+    }
+
+    /// The mechanisms that this connection makes possible.
+    fn possible(&self) -> Vec<Mechanism> {
+        let plus = self.binding.tls_exporter.map(|_| Mechanism::ScramSha256Plus);
+        let external = self.certificate_user.as_ref().map(|_| Mechanism::External);
+        plus.into_iter().chain(external).collect()
     }
 
     /// Speaks on one stream until it is to be upgraded or closed.
@@ -340,6 +367,10 @@ impl Driver<'_> {
                 let outcome = self.check_auth(session.is_tls(), &user, &password).await;
                 session.handle_auth(now(), outcome);
             }
+            Action::SaslMessage { mechanism, first, message } => {
+                let outcome = self.sasl_message(session.is_tls(), mechanism, first, &message).await;
+                session.handle_auth(now(), outcome);
+            }
             Action::CheckMail { reverse_path, .. } => {
                 let (verdict, rights) = self.check_mail(session.is_tls(), &reverse_path);
                 self.tarpit(&verdict).await;
@@ -394,13 +425,14 @@ impl Driver<'_> {
         }
     }
 
-    fn standing(&self, tls: bool) -> Option<Standing<'_>> {
+    pub(super) fn standing(&self, tls: bool) -> Option<Standing<'_>> {
         self.opened.as_ref().map(|opened| Standing {
             connector: &opened.connector,
             local: opened.local,
             source: opened.source,
             tls,
             user: self.user.as_deref(),
+            secret: self.secret,
         })
     }
 
@@ -412,49 +444,13 @@ impl Driver<'_> {
         let config = session_config(self.shared, &opened, self.certificate.is_some());
         self.source = opened.source;
         self.by_fqdn.clone_from(&config.fqdn);
-        self.user = None;
+        // Whoever logged in, by password or certificate, was the peer and not the client that it names.
+        (self.user, self.secret, self.scram, self.certificate_user) = (None, None, None, None);
         self.reverse_path = ReversePath::Null;
         self.refusals = 0;
         self.opened = Some(opened);
         self.counted = Some(counted);
         Ok(config)
-    }
-
-    async fn check_auth(&mut self, tls: bool, user: &str, password: &Password) -> AuthOutcome {
-        let Some(opened) = &self.opened else { return AuthOutcome::Refused };
-        let view = self.shared.view();
-        let login = self
-            .shared
-            .authenticator
-            .check(&view, opened.source, &opened.connector.name, user, password.expose().to_vec())
-            .await;
-        let refused = match login {
-            Login::Busy => {
-                counter!(AUTH, "result" => "busy").increment(1);
-                return AuthOutcome::Unavailable;
-            }
-            Login::Verified(user) => {
-                self.user = Some(user);
-                let permitted = self.standing(tls).is_some_and(|standing| policy::auth(&view, &standing));
-                if permitted {
-                    counter!(AUTH, "result" => "verified").increment(1);
-                    return AuthOutcome::Accepted;
-                }
-                self.user = None;
-                "the connector takes no mail from credentials"
-            }
-            Login::Refused(cause) => cause,
-        };
-        counter!(AUTH, "result" => "refused").increment(1);
-        tracing::debug!(
-            session.id = %self.session_id,
-            source.addr = %self.source,
-            connector = %opened.connector.name,
-            cause = refused,
-            "login refused"
-        );
-        tokio::time::sleep(Duration::from_millis(opened.connector.auth_tarpit_interval_ms)).await;
-        AuthOutcome::Refused
     }
 
     fn check_mail(&self, tls: bool, reverse_path: &ReversePath) -> (Verdict, Rights) {
@@ -614,6 +610,18 @@ impl Driver<'_> {
         );
         reply::queued(&message_id, id.0, &self.shared.options.fqdn)
     }
+}
+
+/// RFC 9266: 32 octets that only the two ends of this connection know. Not before TLS 1.3: there they would be unique
+/// only with the extended master secret, and not every client can say whether it has that.
+fn channel_binding(connection: &rustls::ServerConnection) -> Binding {
+    let exporter = match connection.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_3) => {
+            connection.export_keying_material([0; 32], b"EXPORTER-Channel-Binding", Some(b"")).ok()
+        }
+        _ => None,
+    };
+    Binding { tls_exporter: exporter, plus: false }
 }
 
 fn closing() -> Verdict {

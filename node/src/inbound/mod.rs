@@ -8,6 +8,7 @@ mod front_keys;
 mod header;
 mod leniencies;
 mod listener;
+mod login;
 mod metrics_names;
 mod policy;
 mod prefixed;

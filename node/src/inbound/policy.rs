@@ -8,7 +8,7 @@ use crate::clock::now_ms;
 use crate::connector::{
     Client, CredentialFacts, Decision, ReceiveConnector, Rights, decide_auth, decide_mail, decide_rcpt,
 };
-use crate::credential::Credential;
+use crate::credential::{Credential, SecretId};
 use crate::mail::{ForwardPath, ReversePath};
 use crate::state::StateView;
 
@@ -24,6 +24,8 @@ pub(super) struct Standing<'a> {
     pub(super) tls: bool,
     /// The credential it logged in with.
     pub(super) user: Option<&'a str>,
+    /// And the password of it, if it was one.
+    pub(super) secret: Option<SecretId>,
 }
 
 /// What the newest state says of a session that wants to begin a letter.
@@ -97,7 +99,7 @@ fn with_client<T>(
     let credential: Option<(&str, Option<Arc<Credential>>)> =
         standing.user.map(|user| (user, view.state.credentials.get(user).map(|found| Arc::clone(&found.value))));
     let facts = credential.as_ref().map(|(user, found)| match found {
-        Some(credential) => credential.facts(standing.source, &connector.name, now_ms()),
+        Some(credential) => credential.facts(standing.secret, standing.source, &connector.name, now_ms()),
         // Deleted since it logged in.
         None => CredentialFacts::gone(user),
     });

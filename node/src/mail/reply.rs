@@ -292,7 +292,7 @@ pub fn start_mail_input() -> Reply {
 
 /// A challenge of a SASL exchange, already in base64; empty for a mechanism in which the client speaks first.
 #[must_use]
-pub fn challenge(base64: &'static str) -> Reply {
+pub fn challenge(base64: impl Into<Cow<'static, str>>) -> Reply {
     Reply::new(334, None, base64)
 }
 

@@ -152,7 +152,9 @@ async fn converse(config: &SinkConfig, maildir: &Maildir, mut tcp: TcpStream, pe
                 }
                 Action::Abort => delivery = None,
                 // Neither is offered.
-                Action::CheckAuth { .. } => session.handle_auth(now(), AuthOutcome::Refused),
+                Action::CheckAuth { .. } | Action::SaslMessage { .. } => {
+                    session.handle_auth(now(), AuthOutcome::Refused)
+                }
                 Action::StartTls => session.handle_tls_failed(now()),
                 Action::Xclient(_) => session.handle_xclient(now(), Err(reply::service_not_available())),
                 Action::Note(_) => {}

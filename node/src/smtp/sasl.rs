@@ -1,5 +1,6 @@
-//! SASL exchanges of the server: PLAIN (RFC 4616) and LOGIN, as `AUTH` carries them (RFC 4954 §4). They end in a user
-//! name and a password for somebody else to check; nothing is compared here.
+//! SASL exchanges of the server, as `AUTH` carries them (RFC 4954 §4). PLAIN (RFC 4616) and LOGIN end in a user name
+//! and a password for somebody else to check; of SCRAM-SHA-256 (RFC 7677) and EXTERNAL (RFC 4422 appendix A) only the
+//! framing is here, and whoever drives the session reads the messages. Nothing is compared here.
 
 use std::fmt;
 
@@ -15,6 +16,12 @@ pub enum Mechanism {
     Plain,
     /// The older one that devices speak: user name and password, each answered to a prompt.
     Login,
+    /// RFC 7677: the password never crosses the wire.
+    ScramSha256,
+    /// The same, bound to the TLS connection (RFC 5802 §6, RFC 9266).
+    ScramSha256Plus,
+    /// RFC 4422 appendix A: the certificate of the TLS connection says who it is.
+    External,
 }
 
 impl Mechanism {
@@ -24,17 +31,28 @@ impl Mechanism {
         match self {
             Self::Plain => "PLAIN",
             Self::Login => "LOGIN",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::ScramSha256Plus => "SCRAM-SHA-256-PLUS",
+            Self::External => "EXTERNAL",
         }
+    }
+
+    /// Whether it can be had only where the connection brings something: a channel to bind, or a certificate.
+    #[must_use]
+    pub fn needs_connection(self) -> bool {
+        matches!(self, Self::ScramSha256Plus | Self::External)
     }
 
     /// Finds a mechanism by its name in upper case.
     #[must_use]
     pub fn find(name: &str) -> Option<Self> {
-        [Self::Plain, Self::Login].into_iter().find(|mechanism| mechanism.as_str() == name)
+        [Self::Plain, Self::Login, Self::ScramSha256, Self::ScramSha256Plus, Self::External]
+            .into_iter()
+            .find(|mechanism| mechanism.as_str() == name)
     }
 }
 
-/// A password as the client gave it. Nothing shows it.
+/// A password, or a message that proves one, as the client gave it. Nothing shows it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(Vec<u8>);
 
@@ -70,6 +88,8 @@ pub enum Step {
         /// The secret.
         password: Password,
     },
+    /// Have the driver read this message of the mechanism's, and hand in what it answers.
+    Message(Password),
 }
 
 /// Why an exchange ended without anything to check. Theirs, and without a trace of what they sent.
@@ -104,6 +124,8 @@ const USERNAME: &str = "VXNlcm5hbWU6";
 const PASSWORD: &str = "UGFzc3dvcmQ6";
 /// Longer than any name and password that somebody types.
 const FIELD_MAX: usize = 1024;
+/// Longer than any message of SCRAM with names and nonces of that length.
+const MESSAGE_MAX: usize = 4 * FIELD_MAX;
 
 /// An exchange that waits for the client's next line.
 #[derive(Debug)]
@@ -111,6 +133,8 @@ pub struct Exchange {
     mechanism: Mechanism,
     /// LOGIN: given already.
     user: Option<String>,
+    /// Messages handed to the driver.
+    messages: u32,
 }
 
 impl Exchange {
@@ -119,10 +143,11 @@ impl Exchange {
     /// # Errors
     /// The initial response is not what the mechanism wants.
     pub fn begin(mechanism: Mechanism, initial_response: Option<&str>) -> Result<(Self, Step), SaslError> {
-        let mut exchange = Self { mechanism, user: None };
+        let mut exchange = Self { mechanism, user: None, messages: 0 };
         let step = match (mechanism, initial_response) {
-            (Mechanism::Plain, None) => Step::Challenge(""),
             (Mechanism::Login, None) => Step::Challenge(USERNAME),
+            // RFC 4954 §4: the client speaks first, and is asked to with an empty challenge.
+            (_, None) => Step::Challenge(""),
             // RFC 4954 §4: a single "=" is an initial response of no octets.
             (_, Some("=")) => exchange.respond(Vec::new())?,
             (_, Some(response)) => exchange.handle_line(response.as_bytes())?,
@@ -134,6 +159,13 @@ impl Exchange {
     #[must_use]
     pub fn mechanism(&self) -> Mechanism {
         self.mechanism
+    }
+
+    /// Counts a message that the driver is to read. Answers how many there were before.
+    pub fn count_message(&mut self) -> u32 {
+        let before = self.messages;
+        self.messages = before.saturating_add(1);
+        before
     }
 
     /// Takes the client's answer, a line without its CRLF.
@@ -159,6 +191,14 @@ impl Exchange {
                 Err(SaslError::Malformed)
             }
             (Mechanism::Login, Some(user)) => Ok(Step::Check { user, password: Password::new(response) }),
+            (Mechanism::ScramSha256 | Mechanism::ScramSha256Plus | Mechanism::External, _)
+                if response.len() > MESSAGE_MAX =>
+            {
+                Err(SaslError::Malformed)
+            }
+            (Mechanism::ScramSha256 | Mechanism::ScramSha256Plus | Mechanism::External, _) => {
+                Ok(Step::Message(Password::new(response)))
+            }
         }
     }
 }
@@ -181,6 +221,12 @@ fn plain(message: &[u8]) -> Result<Step, SaslError> {
     Ok(Step::Check { user: name, password: Password::new(password) })
 }
 
+/// A challenge as it goes over the wire.
+#[must_use]
+pub fn encode(challenge: &[u8]) -> String {
+    STANDARD.encode(challenge)
+}
+
 /// A name goes to logs: it holds no control characters.
 fn user_name(bytes: &[u8]) -> Result<String, SaslError> {
     let name = std::str::from_utf8(bytes).map_err(|_| SaslError::Malformed)?;
@@ -196,7 +242,7 @@ mod tests {
     use super::*;
 
     fn encode(text: &str) -> String {
-        STANDARD.encode(text)
+        super::encode(text.as_bytes())
     }
 
     fn check(user: &str, password: &str) -> Step {

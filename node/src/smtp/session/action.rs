@@ -23,6 +23,15 @@ pub enum Action {
         /// How it came.
         mechanism: Mechanism,
     },
+    /// Read a message of a mechanism in which the driver speaks, too. Answered by `handle_auth`.
+    SaslMessage {
+        /// SCRAM-SHA-256, its -PLUS, or EXTERNAL.
+        mechanism: Mechanism,
+        /// Whether the exchange begins with it.
+        first: bool,
+        /// What the client said, decoded.
+        message: Password,
+    },
     /// Decide on a sender. Answered by `handle_mail`.
     CheckMail {
         /// The sender.
@@ -95,6 +104,12 @@ pub enum Verdict {
 pub enum AuthOutcome {
     /// It is who it says.
     Accepted,
+    /// It is this user: for mechanisms whose messages only the driver reads.
+    AcceptedAs(String),
+    /// Say this, not yet in base64, and hand in the next message.
+    Challenge(Vec<u8>),
+    /// What came is no message of the mechanism.
+    Malformed,
     /// It is not; which of name and password was wrong is not said. Counts against `max_logon_failures`.
     Refused,
     /// It could not be checked now, or too many are being checked.

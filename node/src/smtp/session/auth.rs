@@ -8,21 +8,23 @@ use crate::mail::reply;
 use crate::smtp::Mechanism;
 use crate::smtp::command::AuthCommand;
 use crate::smtp::line::LineError;
-use crate::smtp::sasl::{Exchange, SaslError, Step};
+use crate::smtp::sasl::{Exchange, SaslError, Step, encode};
 
 impl Session {
     /// The mechanisms offered here and now.
-    pub(super) fn mechanisms(&self) -> &[Mechanism] {
-        match (self.tls_active, self.tls_missing()) {
+    pub(super) fn mechanisms(&self) -> impl Iterator<Item = Mechanism> {
+        let list: &[Mechanism] = match (self.tls_active, self.tls_missing()) {
             (true, _) => &self.config.auth_tls,
             // Where TLS is required, a password has no business before it.
             (false, true) => &[],
             (false, false) => &self.config.auth_plaintext,
-        }
+        };
+        list.iter().copied().filter(|mechanism| !mechanism.needs_connection() || self.possible.contains(mechanism))
     }
 
     pub(super) fn handle_auth_command(&mut self, auth: &AuthCommand) {
-        let offered = Mechanism::find(&auth.mechanism).filter(|mechanism| self.mechanisms().contains(mechanism));
+        let offered =
+            Mechanism::find(&auth.mechanism).filter(|mechanism| self.mechanisms().any(|offered| offered == *mechanism));
         let Some(mechanism) = offered else {
             // The initial response, if there was one, has not been decoded and goes nowhere.
             return self.protocol_error(&reply::unrecognized_authentication_type());
@@ -45,7 +47,7 @@ impl Session {
         }
     }
 
-    fn handle_sasl_step(&mut self, exchange: Exchange, step: Step) {
+    fn handle_sasl_step(&mut self, mut exchange: Exchange, step: Step) {
         match step {
             Step::Challenge(challenge) => {
                 self.send(&reply::challenge(challenge));
@@ -54,6 +56,10 @@ impl Session {
             Step::Check { user, password } => {
                 let awaiting = Awaiting::Auth { user: user.clone() };
                 self.ask(Action::CheckAuth { user, password, mechanism: exchange.mechanism() }, awaiting);
+            }
+            Step::Message(message) => {
+                let (mechanism, first) = (exchange.mechanism(), exchange.count_message() == 0);
+                self.ask(Action::SaslMessage { mechanism, first, message }, Awaiting::Sasl(exchange));
             }
         }
     }
@@ -65,25 +71,32 @@ impl Session {
         }
     }
 
-    /// The driver's answer to [`Action::CheckAuth`].
+    /// The driver's answer to [`Action::CheckAuth`] and [`Action::SaslMessage`].
     pub fn handle_auth(&mut self, now: Instant, outcome: AuthOutcome) {
         self.now = now;
-        let user = match self.awaiting.take() {
-            Some(Awaiting::Auth { user }) => user,
+        let (user, exchange) = match self.awaiting.take() {
+            Some(Awaiting::Auth { user }) => (Some(user), None),
+            Some(Awaiting::Sasl(exchange)) => (None, Some(exchange)),
             other => {
                 self.awaiting = other;
                 return;
             }
         };
         self.progress();
-        match outcome {
-            AuthOutcome::Accepted => {
+        match (outcome, user, exchange) {
+            (AuthOutcome::Accepted, Some(user), _) | (AuthOutcome::AcceptedAs(user), _, _) => {
                 self.user = Some(user);
                 self.send(&reply::authentication_successful());
             }
-            AuthOutcome::Refused => self.refuse_logon(),
-            AuthOutcome::Unavailable => self.send(&reply::temporary_authentication_failure()),
-            AuthOutcome::Close(reply) => {
+            (AuthOutcome::Challenge(challenge), _, Some(exchange)) => {
+                self.send(&reply::challenge(encode(&challenge)));
+                self.phase = Phase::Sasl(exchange);
+            }
+            // A driver that accepts nobody, or speaks where it has no word, has not accepted anybody.
+            (AuthOutcome::Refused | AuthOutcome::Accepted | AuthOutcome::Challenge(_), _, _) => self.refuse_logon(),
+            (AuthOutcome::Malformed, _, _) => self.protocol_error(&reply::invalid_authentication_response()),
+            (AuthOutcome::Unavailable, _, _) => self.send(&reply::temporary_authentication_failure()),
+            (AuthOutcome::Close(reply), _, _) => {
                 self.send(&reply);
                 self.close(CloseReason::Refused);
             }

@@ -4,7 +4,7 @@
 use super::{Action, Awaiting, CloseReason, Hello, Note, Session, SizeMode, TlsMode};
 use crate::mail::{BodyType, Domain, Reply, reply};
 use crate::smtp::command::{Command, CommandError, MailCommand, RcptCommand};
-use crate::smtp::{leniency, xclient};
+use crate::smtp::{Mechanism, leniency, xclient};
 
 impl Session {
     /// The greeting (RFC 5321 §4.2: no enhanced code).
@@ -131,7 +131,7 @@ impl Session {
             (mail.body.is_some(), offer.eight_bit_mime || offer.offers_binary_mime()),
             (mail.body == Some(BodyType::EightBitMime), offer.eight_bit_mime),
             (mail.body == Some(BodyType::BinaryMime), offer.offers_binary_mime()),
-            (mail.auth, !self.mechanisms().is_empty()),
+            (mail.auth, self.mechanisms().next().is_some()),
             (mail.smtp_utf8, offer.offers_smtp_utf8()),
             (mail.ret.is_some() || mail.envid.is_some(), offer.dsn),
         ];
@@ -192,8 +192,8 @@ impl Session {
         if !self.tls_active && matches!(self.config.tls, TlsMode::Available | TlsMode::Required) {
             keywords.push("STARTTLS".to_owned());
         }
-        if !self.mechanisms().is_empty() {
-            let names: Vec<&str> = self.mechanisms().iter().map(|mechanism| mechanism.as_str()).collect();
+        let names: Vec<&str> = self.mechanisms().map(Mechanism::as_str).collect();
+        if !names.is_empty() {
             keywords.push(format!("AUTH {}", names.join(" ")));
         }
         if offer.eight_bit_mime {

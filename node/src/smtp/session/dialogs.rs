@@ -51,7 +51,9 @@ impl Server {
                     let kept = reply::queued("kept@relay.example", 7, "relay.example");
                     self.session.handle_committed(now, kept);
                 }
-                Action::CheckAuth { .. } => self.session.handle_auth(now, AuthOutcome::Refused),
+                Action::CheckAuth { .. } | Action::SaslMessage { .. } => {
+                    self.session.handle_auth(now, AuthOutcome::Refused)
+                }
                 Action::StartTls => self.session.handle_tls_failed(now),
                 Action::Close { .. } => self.closed = true,
                 Action::Xclient(said) => {

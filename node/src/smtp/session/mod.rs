@@ -17,6 +17,8 @@ mod transfer;
 mod xclient;
 
 #[cfg(test)]
+mod auth_tests;
+#[cfg(test)]
 mod chunks_tests;
 #[cfg(test)]
 mod dialogs;
@@ -33,7 +35,7 @@ pub use config::{Limits, Offer, SessionConfig, SizeMode, TlsMode};
 
 use super::command::{self, Chunk, MailCommand, RcptCommand};
 use super::line::{LineBuffer, LineError};
-use super::sasl::Exchange;
+use super::sasl::{Exchange, Mechanism};
 use crate::mail::trace_header::TransferProtocol;
 use crate::mail::{Reply, reply};
 use transaction::Transaction;
@@ -59,6 +61,10 @@ pub struct Session {
     awaiting: Option<Awaiting>,
     hello: Option<Hello>,
     tls_active: bool,
+    /// Mechanisms that this connection, beyond its connector, makes possible.
+    possible: Vec<Mechanism>,
+    /// Who its certificate says the client is.
+    certificate_user: Option<String>,
     user: Option<String>,
     transaction: Option<Transaction>,
     bypass_size_limit: bool,
@@ -96,6 +102,7 @@ enum Awaiting {
     Auth {
         user: String,
     },
+    Sasl(Exchange),
     Mail(MailCommand),
     Rcpt(RcptCommand),
     /// For the first chunk of a letter, or for `DATA`.
@@ -124,7 +131,7 @@ impl Session {
     /// Who the client has proved to be.
     #[must_use]
     pub fn user(&self) -> Option<&str> {
-        self.user.as_deref()
+        self.user.as_deref().or(self.certificate_user.as_deref())
     }
 
     /// Whether the session is inside TLS.
@@ -139,7 +146,7 @@ impl Session {
         TransferProtocol {
             extended: self.hello.as_ref().is_some_and(|hello| hello.extended),
             tls: self.tls_active,
-            authenticated: self.user.is_some(),
+            authenticated: self.user().is_some(),
             smtp_utf8: self.transaction.as_ref().is_some_and(Transaction::is_smtp_utf8),
         }
     }
@@ -183,6 +190,8 @@ impl Session {
             phase: Phase::Command,
             awaiting: None,
             hello: None,
+            possible: Vec::new(),
+            certificate_user: None,
             user: None,
             transaction: None,
             bypass_size_limit: false,
@@ -228,6 +237,13 @@ impl Session {
             self.input.clear();
             self.progress();
         }
+    }
+
+    /// What the TLS connection brings: mechanisms that need something of it, and the user that the client's certificate
+    /// stands for. Call it when the handshake is done, before anything else of the session.
+    pub fn handle_tls_facts(&mut self, possible: Vec<Mechanism>, certificate_user: Option<String>) {
+        self.possible = possible;
+        self.certificate_user = certificate_user;
     }
 
     /// No TLS came of it. What follows on this connection is nobody's.

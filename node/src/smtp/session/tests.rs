@@ -94,6 +94,10 @@ impl Driven {
                 let known = user == "user" && password.expose() == b"pass";
                 self.session.handle_auth(now, if known { AuthOutcome::Accepted } else { AuthOutcome::Refused });
             }
+            Action::SaslMessage { mechanism, first, message } => {
+                let outcome = auth_tests::answer(mechanism, first, message.expose());
+                self.session.handle_auth(now, outcome);
+            }
             Action::CheckMail { reverse_path, .. } => {
                 let close = reverse_path.to_string().starts_with("close");
                 let verdict = if close { Verdict::Close(reply::service_not_available()) } else { Verdict::Permit };

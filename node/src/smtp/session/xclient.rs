@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::{Action, Awaiting, CloseReason, Hello, Session, SessionConfig};
 use crate::mail::Reply;
+use crate::smtp::Mechanism;
 use crate::smtp::command::CommandError;
 use crate::smtp::xclient::Xclient;
 
@@ -41,6 +42,9 @@ impl Session {
                 self.config = SessionConfig { xclient: true, ..config };
                 self.hello = hello;
                 self.user = None;
+                // The certificate is the peer's own, not that of the client for whom it speaks.
+                self.certificate_user = None;
+                self.possible.retain(|mechanism| *mechanism != Mechanism::External);
                 self.abandon_transaction();
                 self.greet();
             }

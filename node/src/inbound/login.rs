@@ -1,0 +1,163 @@
+//! What a session's logins come to: passwords by the [`super::authenticate::Authenticator`], SCRAM by its keys, EXTERNAL
+//! by the certificate that the connection showed. A failure is answered late and counted, whatever failed.
+
+use std::time::Duration;
+
+use metrics::counter;
+
+use super::authenticate::Login;
+use super::driver::Driver;
+use super::metrics_names::AUTH;
+use super::policy;
+use crate::clock::now_ms;
+use crate::credential::{Binding, ClientFirst, Credential, ScramError, ScramExchange, ScramKeys, SecretId};
+use crate::smtp::session::AuthOutcome;
+use crate::smtp::{Mechanism, Password};
+
+/// A SCRAM exchange between two messages of the client.
+pub(super) enum Scram {
+    /// The keys whose salt was told; the client's proof comes next.
+    Challenged(Box<ScramExchange>, ScramKeys),
+    /// Proven, and we have proved ourselves; the client's empty line comes next.
+    Proven(String, SecretId),
+}
+
+impl Driver<'_> {
+    /// Checks a name and password.
+    pub(super) async fn check_auth(&mut self, tls: bool, user: &str, password: &Password) -> AuthOutcome {
+        let Some(opened) = &self.opened else { return AuthOutcome::Refused };
+        let view = self.shared.view();
+        let login = self
+            .shared
+            .authenticator
+            .check(&view, opened.source, &opened.connector.name, user, password.expose().to_vec())
+            .await;
+        match login {
+            Login::Busy => {
+                counter!(AUTH, "result" => "busy").increment(1);
+                AuthOutcome::Unavailable
+            }
+            Login::Verified(user, secret) => match self.log_in(tls, user, Some(secret)) {
+                Ok(_) => AuthOutcome::Accepted,
+                Err(cause) => self.refuse_login(cause).await,
+            },
+            Login::Refused(cause) => self.refuse_login(cause).await,
+        }
+    }
+
+    /// Reads a message of SCRAM or EXTERNAL.
+    pub(super) async fn sasl_message(
+        &mut self,
+        tls: bool,
+        mechanism: Mechanism,
+        first: bool,
+        message: &Password,
+    ) -> AuthOutcome {
+        let scram = self.scram.take().filter(|_| !first);
+        let step = match (mechanism, scram) {
+            (Mechanism::External, _) => self.external(tls, message.expose()),
+            (_, None) if first => self.scram_first(mechanism == Mechanism::ScramSha256Plus, message.expose()),
+            (_, Some(Scram::Challenged(exchange, told))) => self.scram_final(&exchange, &told, message.expose()),
+            // RFC 5802 §5: after the server's last word the client has none; SMTP gives it an empty line.
+            (_, Some(Scram::Proven(user, secret))) if message.expose().is_empty() => {
+                self.log_in(tls, user, Some(secret)).map(AuthOutcome::AcceptedAs)
+            }
+            (_, Some(Scram::Proven(..)) | None) => Ok(AuthOutcome::Malformed),
+        };
+        match step {
+            Ok(outcome) => outcome,
+            Err(cause) => self.refuse_login(cause).await,
+        }
+    }
+
+    fn scram_first(&mut self, plus: bool, message: &[u8]) -> Result<AuthOutcome, &'static str> {
+        let binding = Binding { plus, ..self.binding };
+        let first = match ClientFirst::parse(message, &binding) {
+            Ok(first) => first,
+            Err(error) => return refused(error),
+        };
+        let user = Credential::canonical_user(first.user());
+        let view = self.shared.view();
+        let found = view.state.credentials.get(&user).and_then(|found| found.value.scram(now_ms()).cloned());
+        let keys = found.unwrap_or_else(|| ScramKeys::fake(self.shared.options.data_key.as_bytes(), &user));
+        let (exchange, challenge) = first.challenge(&keys, binding, &crate::pki::random());
+        self.scram = Some(Scram::Challenged(Box::new(exchange), keys));
+        Ok(AuthOutcome::Challenge(challenge))
+    }
+
+    fn scram_final(
+        &mut self,
+        exchange: &ScramExchange,
+        told: &ScramKeys,
+        message: &[u8],
+    ) -> Result<AuthOutcome, &'static str> {
+        let Some(opened) = &self.opened else { return Err("no connector") };
+        let (user, now_ms, view) = (Credential::canonical_user(exchange.user()), now_ms(), self.shared.view());
+        let found = view.state.credentials.get(&user);
+        let live = found.into_iter().flat_map(|found| found.value.live_verifiers(now_ms));
+        let keys = live.filter_map(|verifier| Some((verifier.secret_id(), verifier.scram.as_ref()?)));
+        match exchange.finish(message, told, keys) {
+            Ok((secret, last)) => {
+                let usable = found.is_some_and(|found| {
+                    found.value.session_ok(Some(secret), opened.source, &opened.connector.name, now_ms).is_ok()
+                });
+                if !usable {
+                    // Before our own proof: a credential that may not be used here looks like a wrong password.
+                    return Err("not usable here");
+                }
+                self.scram = Some(Scram::Proven(user, secret));
+                Ok(AuthOutcome::Challenge(last))
+            }
+            Err(error) => refused(error),
+        }
+    }
+
+    /// RFC 4422 appendix A: the message is whom the client wants to be, or nothing.
+    fn external(&mut self, tls: bool, message: &[u8]) -> Result<AuthOutcome, &'static str> {
+        let Some(user) = self.certificate_user.clone() else { return Err("no certificate of a credential") };
+        let Ok(wanted) = std::str::from_utf8(message) else { return Ok(AuthOutcome::Malformed) };
+        if !wanted.is_empty() && Credential::canonical_user(wanted) != user {
+            return Err("the certificate stands for another user");
+        }
+        self.log_in(tls, user, None).map(AuthOutcome::AcceptedAs)
+    }
+
+    /// Makes `user` the one whom the session acts for, if its connector takes mail from credentials.
+    fn log_in(&mut self, tls: bool, user: String, secret: Option<SecretId>) -> Result<String, &'static str> {
+        let before = (self.user.take(), self.secret.take());
+        (self.user, self.secret) = (Some(user.clone()), secret);
+        let view = self.shared.view();
+        if self.standing(tls).is_some_and(|standing| policy::auth(&view, &standing)) {
+            counter!(AUTH, "result" => "verified").increment(1);
+            return Ok(user);
+        }
+        (self.user, self.secret) = before;
+        Err("the connector takes no mail from credentials")
+    }
+
+    /// Counts a failure and holds its answer back.
+    async fn refuse_login(&mut self, cause: &'static str) -> AuthOutcome {
+        counter!(AUTH, "result" => "refused").increment(1);
+        let Some(opened) = &self.opened else { return AuthOutcome::Refused };
+        tracing::debug!(
+            session.id = %self.session_id,
+            source.addr = %self.source,
+            connector = %opened.connector.name,
+            cause,
+            "login refused"
+        );
+        tokio::time::sleep(Duration::from_millis(opened.connector.auth_tarpit_interval_ms)).await;
+        AuthOutcome::Refused
+    }
+}
+
+/// A message that is none is the client's error; anything else is a failed login, whatever it was.
+fn refused(error: ScramError) -> Result<AuthOutcome, &'static str> {
+    match error {
+        ScramError::Malformed => Ok(AuthOutcome::Malformed),
+        ScramError::ForeignIdentity => Err("authorization identity differs from the user"),
+        ScramError::Downgrade => Err("channel binding was taken out of our offer on its way"),
+        ScramError::Binding => Err("channel binding does not match"),
+        ScramError::Proof => Err("unknown user or wrong password"),
+    }
+}
