@@ -157,6 +157,39 @@ fn what_a_connector_forgives_is_forgiven_on_every_node_and_counted() {
     }
 }
 
+/// Everything the server says until it closes.
+fn until_closed(dialog: &mut Dialog) -> Vec<u8> {
+    let mut said = Vec::new();
+    // A reset is a close too: what we sent was not wanted.
+    let _ = std::io::Read::read_to_end(&mut dialog.stream, &mut said);
+    said
+}
+
+#[test]
+fn nothing_in_the_clear_is_heard_behind_starttls() {
+    let cluster = TestCluster::start();
+    for target in [cluster.nodes[0].smtp, cluster.smtp] {
+        // In the same segment, and one octet later.
+        for injected in ["EHLO x.example\r\n", "MAIL FROM:<a@corp.example>\r\n", "A"] {
+            let mut dialog = connect("127.0.31.7", target);
+            say(&mut dialog, "EHLO app.example", "250");
+            dialog.send(format!("STARTTLS\r\n{injected}").as_bytes()).unwrap();
+            let reply = dialog.reply().unwrap();
+            assert!(reply.starts_with("554 5.5.0 SMTP protocol synchronization error"), "{injected:?}: {reply}");
+            assert_eq!(until_closed(&mut dialog), b"", "{injected:?}");
+        }
+        // Behind our 220 only a handshake is heard: plain commands are answered with an alert, if at all.
+        let mut dialog = connect("127.0.31.7", target);
+        say(&mut dialog, "EHLO app.example", "250");
+        say(&mut dialog, "STARTTLS now", "501 5.5.4");
+        say(&mut dialog, "MAIL FROM:<a@corp.example>", "250");
+        say(&mut dialog, "STARTTLS", "220 2.0.0");
+        dialog.send(b"RCPT TO:<b@partner.example>\r\nEHLO x.example\r\nMAIL FROM:<a@corp.example>\r\n").unwrap();
+        let said = String::from_utf8_lossy(&until_closed(&mut dialog)).into_owned();
+        assert!(!said.contains("250") && !said.contains("50"), "answered in the clear: {said:?}");
+    }
+}
+
 #[test]
 fn a_loop_through_one_of_us_is_cut_before_the_long_count() {
     let cluster = TestCluster::start();
