@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io::Write as _;
 
 use serde::{Deserialize, Serialize};
 
@@ -100,9 +101,10 @@ impl Reply {
         let last = self.lines.len().saturating_sub(1);
         for (index, text) in self.lines.iter().enumerate() {
             let separator = if index == last { ' ' } else { '-' };
-            out.extend_from_slice(format!("{}{separator}", self.code.0).as_bytes());
+            // Writing into a Vec cannot fail.
+            let _ = write!(out, "{}{separator}", self.code.0);
             if let (true, Some(code)) = (enhanced, self.enhanced) {
-                out.extend_from_slice(format!("{code} ").as_bytes());
+                let _ = write!(out, "{code} ");
             }
             out.extend_from_slice(text.as_bytes());
             out.extend_from_slice(b"\r\n");

@@ -76,6 +76,20 @@ impl LineBuffer {
     /// # Errors
     /// As soon as the error is certain, without waiting for a CRLF that may never come.
     pub fn next_line(&mut self, limit: impl FnOnce(&[u8]) -> usize) -> Option<Result<Vec<u8>, LineError>> {
+        let mut line = Vec::new();
+        self.next_line_into(limit, &mut line).map(|read| read.map(|()| line))
+    }
+
+    /// The same, into `line`, whose memory is used again.
+    ///
+    /// # Errors
+    /// As [`LineBuffer::next_line`]; `line` is empty then.
+    pub fn next_line_into(
+        &mut self,
+        limit: impl FnOnce(&[u8]) -> usize,
+        line: &mut Vec<u8>,
+    ) -> Option<Result<(), LineError>> {
+        line.clear();
         if self.skipping && !self.skip() {
             return None;
         }
@@ -92,9 +106,9 @@ impl LineBuffer {
         }
         match (self.bytes[at], self.bytes.get(at + 1)) {
             (b'\r', Some(b'\n')) => {
-                let line = self.bytes[self.start..at].to_vec();
+                line.extend_from_slice(&self.bytes[self.start..at]);
                 self.consume(at + 2 - self.start);
-                Some(Ok(line))
+                Some(Ok(()))
             }
             (b'\r', None) => {
                 self.scanned = at;

@@ -46,6 +46,8 @@ pub const OUTPUT_MAX: usize = 32 * 1024;
 /// Commands that change nothing, such as `NOOP`, that a session may give between two letters; the next ones count as
 /// errors. Postfix's number.
 const IDLE_COMMANDS_MAX: u32 = 100;
+/// Room for a reply or two (RFC 5321 §4.5.3.1.5 allows 512 octets); more are appended as they come.
+const REPLY_BYTES: usize = 256;
 /// Octets of mail data that must come within `inactivity_timeout`: one octet now and then is not activity.
 const DATA_PROGRESS: usize = 1024;
 
@@ -54,6 +56,8 @@ const DATA_PROGRESS: usize = 1024;
 pub struct Session {
     config: SessionConfig,
     input: LineBuffer,
+    /// The command under way.
+    line: Vec<u8>,
     actions: VecDeque<Action>,
     /// Octets in `actions`.
     queued: usize,
@@ -185,6 +189,7 @@ impl Session {
             tls_active: config.tls == TlsMode::Implicit,
             config,
             input: LineBuffer::default(),
+            line: Vec::new(),
             actions: VecDeque::new(),
             queued: 0,
             phase: Phase::Command,
@@ -341,40 +346,43 @@ impl Session {
         }
         let auth = command::line_limit(self.input.rest()) == command::AUTH_LINE_MAX;
         let bdat = command::is_bdat(self.input.rest());
-        let Some(line) = self.input.next_line(command::line_limit) else {
+        // One line after the other in the same memory: most commands allocate nothing for it.
+        let mut line = std::mem::take(&mut self.line);
+        let Some(read) = self.input.next_line_into(command::line_limit, &mut line) else {
+            self.line = line;
             return false;
         };
         // Within a letter only its octets are progress: chunks of nothing would hold a session for ever.
         if !self.has_chunks() {
             self.progress();
         }
-        match line {
-            Ok(line) => self.handle_line(&line),
+        match read {
+            Ok(()) => self.handle_line(&line),
             Err(_) if bdat => self.lost_chunk(),
             Err(LineError::TooLong) if auth => self.protocol_error(&reply::authentication_line_too_long()),
             Err(LineError::TooLong) => self.protocol_error(&reply::line_too_long()),
             Err(LineError::BareLineEnd) => self.protocol_error(&reply::bare_line_end_in_command()),
         }
+        self.line = line;
         true
     }
 
     /// Queues a reply. A refusal ends with the session id, so that one string finds everything.
     fn send(&mut self, reply: &Reply) {
         let refusal = reply.code.is_transient() || reply.code.is_permanent();
-        let mut wire = Vec::new();
+        // RFC 2920 §3.2: replies to commands that came together go out together.
+        if !matches!(self.actions.back(), Some(Action::Send(_))) {
+            self.actions.push_back(Action::Send(Vec::with_capacity(REPLY_BYTES)));
+        }
+        let Some(Action::Send(wire)) = self.actions.back_mut() else { return };
+        let before = wire.len();
         if refusal && !self.config.session_id.is_empty() {
             let suffix = format!("[{}]", self.config.session_id);
-            reply.clone().with_suffix(&suffix).write_to(&mut wire, self.config.offer.enhanced_status_codes);
+            reply.clone().with_suffix(&suffix).write_to(wire, self.config.offer.enhanced_status_codes);
         } else {
-            reply.write_to(&mut wire, self.config.offer.enhanced_status_codes);
+            reply.write_to(wire, self.config.offer.enhanced_status_codes);
         }
-        self.queued += wire.len();
-        if let Some(Action::Send(bytes)) = self.actions.back_mut() {
-            // RFC 2920 §3.2: replies to commands that came together go out together.
-            bytes.append(&mut wire);
-        } else {
-            self.actions.push_back(Action::Send(wire));
-        }
+        self.queued += wire.len() - before;
     }
 
     /// Queues a reply that the driver chose.
