@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use posthouse_benches::alternate;
 use posthouse_node::connector::{
-    Client, DomainKind, Domains, PermissionGroup, ReceiveConnector, Verdict as Decided, decide_mail, decide_rcpt,
+    Client, DomainKind, Domains, GrantedRight, PermissionGroup, ReceiveConnector, Verdict as Decided, decide_mail,
+    decide_rcpt,
 };
 use posthouse_node::mail::{Domain, ReversePath};
 use posthouse_node::smtp::{Action, Session, SessionConfig, Verdict};
@@ -68,7 +69,7 @@ fn converse(connector: &ReceiveConnector, stream: &[u8]) -> usize {
 fn main() {
     let mut connector = ReceiveConnector::new("bench");
     connector.permission_groups.insert(PermissionGroup::AnonymousUsers);
-    connector.rights.extend("anonymous:accept_any_recipient".parse());
+    connector.rights.extend("anonymous:accept_any_recipient".parse::<GrantedRight>());
     let stream = TRANSACTION.repeat(TRANSACTIONS).into_bytes();
     let commands = TRANSACTIONS * COMMANDS;
     let accepted = converse(&connector, &stream);

@@ -198,6 +198,8 @@ async fn an_8_bit_letter_is_made_fit_for_a_7_bit_next_hop_or_comes_back() {
     assert!(narrowed.ends_with("quoted-printable\r\n\r\ngr=C3=BCn\r\n"), "{narrowed}");
     bench.put("a@corp.example", &["x@narrow.example"], "Subject: grün\r\n\r\nx\r\n".as_bytes()).await;
     bench.emptied().await;
+    // Between the letter that is done with and its report the queue is empty for a moment.
+    wait("the report arrives", || !home.taken().is_empty()).await;
     assert_eq!(narrow.taken().len(), 1);
     let report = String::from_utf8(home.taken()[0].data.clone()).unwrap();
     assert!(report.contains("5.6.3") && report.contains("8BITMIME"), "{report}");
