@@ -29,7 +29,7 @@ use crate::mail::trace_header::{HeaderFacts, ReceivedInfo, date_rfc5322, missing
 use crate::mail::{Envelope, ForwardPath, Reply, ReversePath, header_firewall, reply};
 use crate::shutdown::Scope;
 use crate::smtp::session::{
-    Action, CloseReason, Limits, Note, Offer, Session, SessionConfig, SizeMode, TlsMode, Verdict,
+    Action, CloseReason, Limits, Note, OUTPUT_MAX, Offer, Session, SessionConfig, SizeMode, TlsMode, Verdict,
 };
 use crate::smtp::{Mechanism, Xclient};
 use crate::spool::{Append, NewMessage};
@@ -308,19 +308,16 @@ impl Driver<'_> {
     /// Speaks on one stream until it is to be upgraded or closed.
     async fn converse<S: AsyncRead + AsyncWrite + Unpin>(&mut self, session: &mut Session, stream: &mut S) -> Left {
         let mut buffer = vec![0; READ_BYTES];
+        let mut replies = Vec::new();
         let mut shutdown_told = false;
         loop {
             while let Some(action) = session.poll_action() {
+                if !self.is_quick(&action) || replies.len() >= OUTPUT_MAX {
+                    write(session, stream, &mut replies).await;
+                }
                 match action {
-                    Action::Send(bytes) => {
-                        let sent = async {
-                            stream.write_all(&bytes).await?;
-                            stream.flush().await
-                        };
-                        if !matches!(tokio::time::timeout(WRITE_TIMEOUT, sent).await, Ok(Ok(()))) {
-                            session.handle_disconnect(now());
-                        }
-                    }
+                    Action::Send(bytes) if replies.is_empty() => replies = bytes,
+                    Action::Send(bytes) => replies.extend_from_slice(&bytes),
                     Action::StartTls => return Left::StartTls,
                     Action::Close { reason } => {
                         self.closed(reason, session.letters());
@@ -329,6 +326,7 @@ impl Driver<'_> {
                     other => self.act(session, other).await,
                 }
             }
+            write(session, stream, &mut replies).await;
             let deadline = session.poll_timeout().map(Instant::from_std);
             tokio::select! {
                 read = stream.read(&mut buffer), if session.wants_input() => match read {
@@ -349,6 +347,16 @@ impl Driver<'_> {
                     session.handle_shutdown(now());
                 }
             }
+        }
+    }
+
+    /// Whether the replies before `action` may wait for those behind it (RFC 2920 §3.2: replies to commands that came
+    /// together go out together). Never for something slow: not for the disk, and not for a tarpit.
+    fn is_quick(&self, action: &Action) -> bool {
+        match action {
+            Action::Send(_) | Action::Note(_) => true,
+            Action::CheckMail { .. } | Action::CheckRcpt { .. } => self.refusals == 0,
+            _ => false,
         }
     }
 
@@ -439,6 +447,8 @@ impl Driver<'_> {
     /// The connection becomes that of the client whom a listed peer names.
     fn xclient(&mut self, said: &Xclient) -> Result<SessionConfig, Reply> {
         let Some(opened) = &self.opened else { return Err(reply::service_not_available()) };
+        // The client named before has left.
+        self.counted = None;
         let Reopened { opened, counted } = reopen(self.shared, opened, said)?;
         self.certificate = server_tls(self.shared, opened.connector.tls_certificate_name.as_deref());
         let config = session_config(self.shared, &opened, self.certificate.is_some());
@@ -622,6 +632,21 @@ fn channel_binding(connection: &rustls::ServerConnection) -> Binding {
         _ => None,
     };
     Binding { tls_exporter: exporter, plus: false }
+}
+
+/// Writes what is to be said, and forgets it. A client that does not read it is gone.
+async fn write<S: AsyncWrite + Unpin>(session: &mut Session, stream: &mut S, replies: &mut Vec<u8>) {
+    if replies.is_empty() {
+        return;
+    }
+    let sent = async {
+        stream.write_all(replies).await?;
+        stream.flush().await
+    };
+    if !matches!(tokio::time::timeout(WRITE_TIMEOUT, sent).await, Ok(Ok(()))) {
+        session.handle_disconnect(now());
+    }
+    *replies = Vec::new();
 }
 
 fn closing() -> Verdict {

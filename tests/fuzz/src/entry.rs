@@ -77,7 +77,7 @@ pub const TARGETS: [Target; 7] = [
             b"\x03AUTH PLAIN\r\nAHVzZXIAcGFzcw==\r\n",
             b"\x01AUTH LOGIN\r\ndXNlcg==\r\ncGFzcw==\r\n",
             b"\x00AUTH LOGIN =\r\n*\r\n",
-            b"\x02AUTH SCRAM-SHA-256 biwsbj11c2VyLHI9YWJj\r\n",
+            b"\x02AUTH SCRAM-SHA-256 biwsbj11c2VyLHI9YWJj\r\nYz1iaXdzLHI9YWJjZCxwPUFBPT0=\r\n",
         ],
     },
     Target {
@@ -167,6 +167,10 @@ fn drive(session: &mut Session, now: Instant, kept: &mut Kept) {
             Action::CheckMail { .. } => session.handle_mail(now, Verdict::Permit),
             Action::CheckRcpt { .. } => session.handle_rcpt(now, Verdict::Permit),
             Action::CheckAuth { .. } => session.handle_auth(now, AuthOutcome::Refused),
+            Action::SaslMessage { first, .. } => {
+                let challenge = AuthOutcome::Challenge(b"r=abcd,s=AA==,i=4096".to_vec());
+                session.handle_auth(now, if first { challenge } else { AuthOutcome::Refused });
+            }
             Action::BeginData { envelope } => {
                 assert!(!envelope.recipients.is_empty());
                 kept.begun += 1;
@@ -198,7 +202,7 @@ fn config() -> SessionConfig {
     config.limits.max_protocol_errors = 0;
     config.limits.max_logon_failures = 0;
     config.tls = TlsMode::Available;
-    config.auth_plaintext = vec![Mechanism::Plain, Mechanism::Login];
+    config.auth_plaintext = vec![Mechanism::Plain, Mechanism::Login, Mechanism::ScramSha256];
     config.auth_tls = config.auth_plaintext.clone();
     config.session_id = "0A".to_owned();
     config
