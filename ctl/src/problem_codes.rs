@@ -365,6 +365,18 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "--state ready, retry, active or held.",
     ),
     code(
+        "PH-QUEUE-005",
+        "Letters cannot be put together by that.",
+        "queue shape counts by domain, connector, sender or node.",
+        "posthousectl queue shape --by connector",
+    ),
+    code(
+        "PH-QUEUE-006",
+        "No letter of that id is queued.",
+        "It was delivered, returned or deleted; or it waits on a node that did not answer.",
+        "posthousectl message trace --id ID",
+    ),
+    code(
         "PH-RAFT-001",
         "The change was not made: there is no leader.",
         "A majority of the voters is not reachable from the node that was asked. Mail goes on; changes wait.",
@@ -425,6 +437,12 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "The address to test is not valid.",
         "route test looks up where a letter to one recipient would go.",
         "posthousectl route test NAME@DOMAIN",
+    ),
+    code(
+        "PH-SET-001",
+        "A setting of the cluster is not valid.",
+        "dsn_copy_to and postmaster are mail addresses.",
+        "posthousectl cluster settings shows them.",
     ),
     code(
         "PH-TLS-001",

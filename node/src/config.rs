@@ -280,6 +280,9 @@ pub struct QueueSection {
     /// When a letter is given up and its sender told.
     #[serde(deserialize_with = "duration")]
     pub message_expiration_timeout: Duration,
+    /// Exchange's `DelayNotificationTimeout`: when the sender of a letter that still waits is told so; zero: never.
+    #[serde(deserialize_with = "duration")]
+    pub delay_notification_timeout: Duration,
 }
 
 impl Default for QueueSection {
@@ -290,6 +293,7 @@ impl Default for QueueSection {
             message_retry_interval: Duration::from_secs(15 * 60),
             // Longer than Exchange's two days: a weekend must not kill a letter.
             message_expiration_timeout: Duration::from_secs(5 * 24 * 3600),
+            delay_notification_timeout: Duration::from_secs(4 * 3600),
         }
     }
 }

@@ -16,12 +16,18 @@ use crate::parse::{age, grouped};
 pub(crate) enum QueueCommand {
     /// How many wait, by state, node and domain
     Summary(SummaryArgs),
+    /// How old the letters are, by domain, connector, sender or node, and what they hear
+    Shape(super::queue_view::ShapeArgs),
     /// The letters
     List(ListArgs),
+    /// One letter: its recipients, its attempts, who holds it
+    Show(super::queue_view::ShowArgs),
     /// Try now
     Retry(ChangeArgs),
     /// Throw away: the sender is not told
     Delete(ChangeArgs),
+    /// Return to the sender with a report; what is under way is left alone
+    Bounce(ChangeArgs),
     /// Keep back until released; what is under way finishes
     Hold(ChangeArgs),
     /// Let go on what was held, at once
@@ -91,7 +97,7 @@ pub(crate) struct ListArgs {
     limit: u32,
 }
 
-/// Flags of `queue retry`, `delete`, `hold` and `release`.
+/// Flags of `queue retry`, `delete`, `bounce`, `hold` and `release`.
 #[derive(Debug, Args)]
 #[command(before_help = "Examples:
   posthousectl queue retry --domain partner.example
@@ -114,7 +120,7 @@ impl FilterFlags {
         self.id.is_empty() && self.state.is_none() && texts.iter().all(|text| text.is_empty())
     }
 
-    fn request(self) -> QueueRequest {
+    pub(super) fn request(self) -> QueueRequest {
         QueueRequest {
             ids: self.id,
             domain: self.domain,
@@ -142,9 +148,12 @@ impl FilterFlags {
 pub(crate) async fn run(command: QueueCommand, console: &Console) -> Result<Exit, Failure> {
     match command {
         QueueCommand::Summary(args) => summary(args, console).await,
+        QueueCommand::Shape(args) => super::queue_view::shape(args, console).await,
+        QueueCommand::Show(args) => super::queue_view::show(args, console).await,
         QueueCommand::List(args) => list(args, console).await,
         QueueCommand::Retry(args) => change(args, console, Verb::Retry).await,
         QueueCommand::Delete(args) => change(args, console, Verb::Delete).await,
+        QueueCommand::Bounce(args) => change(args, console, Verb::Bounce).await,
         QueueCommand::Hold(args) => change(args, console, Verb::Hold).await,
         QueueCommand::Release(args) => change(args, console, Verb::Release).await,
     }
@@ -242,6 +251,7 @@ enum Verb {
     Delete,
     Hold,
     Release,
+    Bounce,
 }
 
 async fn change(args: ChangeArgs, console: &Console, verb: Verb) -> Result<Exit, Failure> {
@@ -257,11 +267,16 @@ async fn change(args: ChangeArgs, console: &Console, verb: Verb) -> Result<Exit,
         let which = if filter.is_empty() { "deleting every letter of the cluster" } else { "deleting letters" };
         console.confirm(which, "they are lost, and their senders are not told")?;
     }
+    if verb == Verb::Bounce && !write.dry_run {
+        let which = if filter.is_empty() { "bouncing every letter of the cluster" } else { "bouncing letters" };
+        console.confirm(which, "they do not arrive; their senders are told")?;
+    }
     let request = QueueRequest { all, options: Some(write.options(false)), ..filter.request() };
     let mut client = console.client().await?;
     let reply = match verb {
         Verb::Retry => client.write(async |mut admin| admin.queue_retry(request.clone()).await).await?,
         Verb::Delete => client.write(async |mut admin| admin.queue_delete(request.clone()).await).await?,
+        Verb::Bounce => client.write(async |mut admin| admin.queue_bounce(request.clone()).await).await?,
         Verb::Hold => client.write(async |mut admin| admin.queue_hold(request.clone()).await).await?,
         Verb::Release => client.write(async |mut admin| admin.queue_release(request.clone()).await).await?,
     };
@@ -274,6 +289,7 @@ fn print_change(console: &Console, verb: Verb, reply: &QueueChangeReply) -> Resu
     let (schema, done) = match verb {
         Verb::Retry => ("queue-retry", "tried again now"),
         Verb::Delete => ("queue-delete", "deleted"),
+        Verb::Bounce => ("queue-bounce", "returned to their senders"),
         Verb::Hold => ("queue-hold", "held"),
         Verb::Release => ("queue-release", "released"),
     };

@@ -11,9 +11,11 @@ mod join;
 mod local;
 mod problem;
 mod queue;
+mod queue_view;
 mod route;
 mod rpc;
 mod service;
+mod settings;
 
 pub use front_link::{FrontLinkService, ReadinessWatch};
 pub use join::JoinService;

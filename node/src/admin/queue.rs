@@ -31,10 +31,15 @@ pub(super) enum Verb {
     Delete,
     Hold,
     Release,
+    Bounce,
 }
 
 /// Asks every other node (or the one that is named), all at once. Answers what came, and who did not answer.
-async fn ask<T, F>(context: &Context, node: &str, call: impl Fn(AdminClient<Channel>) -> F) -> (Vec<T>, Vec<String>)
+pub(super) async fn ask<T, F>(
+    context: &Context,
+    node: &str,
+    call: impl Fn(AdminClient<Channel>) -> F,
+) -> (Vec<T>, Vec<String>)
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
@@ -54,11 +59,11 @@ where
     (came, unreachable)
 }
 
-fn includes_us(context: &Context, node: &str) -> bool {
+pub(super) fn includes_us(context: &Context, node: &str) -> bool {
     node.is_empty() || node == context.node_name
 }
 
-fn ids(texts: &[String]) -> Result<Vec<MessageId>, Status> {
+pub(super) fn ids(texts: &[String]) -> Result<Vec<MessageId>, Status> {
     texts
         .iter()
         .map(|text| {
@@ -70,7 +75,7 @@ fn ids(texts: &[String]) -> Result<Vec<MessageId>, Status> {
         .collect()
 }
 
-fn filter(request: &v1::QueueRequest) -> Result<QueueFilter, Status> {
+pub(super) fn filter(request: &v1::QueueRequest) -> Result<QueueFilter, Status> {
     let some = |text: &String| (!text.is_empty()).then(|| text.clone());
     let state = match some(&request.state) {
         None => None,
@@ -187,7 +192,7 @@ fn limit(wanted: u32) -> usize {
     }
 }
 
-fn letter_out(letter: QueuedMessage) -> v1::QueuedMessage {
+pub(super) fn letter_out(letter: QueuedMessage) -> v1::QueuedMessage {
     v1::QueuedMessage {
         id: letter.id.to_string(),
         node: letter.node,
@@ -225,6 +230,11 @@ pub(super) async fn change(
         unknown_node(context, &request.node)?;
     }
     let options = request.options.clone().unwrap_or_default();
+    // The reason goes on with the name of who gave it, which is nothing for a sender to read.
+    let tell = match request.tell_sender.as_str() {
+        "" if !request.this_node_only => options.reason.clone(),
+        told => told.to_owned(),
+    };
     let mut reply = v1::QueueChangeReply { dry_run: options.dry_run, ..Default::default() };
     if includes_us(context, &request.node) {
         let who = if actor.is_member && !options.reason.is_empty() { String::new() } else { actor.who.clone() };
@@ -238,6 +248,7 @@ pub(super) async fn change(
             (false, Verb::Retry) => context.queue.retry(&filter).await,
             (false, Verb::Delete) => context.queue.delete(&filter, &detail).await,
             (false, Verb::Hold) => context.queue.hold(&filter, true, &detail).await,
+            (false, Verb::Bounce) => context.queue.bounce(&filter, &tell, &detail).await,
             (false, Verb::Release) => context.queue.hold(&filter, false, &detail).await,
         };
         let changed = changed.map_err(|error| internal("the queue cannot be changed", error))?;
@@ -252,12 +263,14 @@ pub(super) async fn change(
         let mut said = options;
         said.reason = format!("{} {}", actor.who, said.reason).trim().to_owned();
         asked.options = Some(said);
+        asked.tell_sender = tell;
         let (came, unreachable) = ask(context, &request.node, |mut client| {
             let asked = asked.clone();
             async move {
                 match verb {
                     Verb::Retry => client.queue_retry(Request::new(asked)).await,
                     Verb::Delete => client.queue_delete(Request::new(asked)).await,
+                    Verb::Bounce => client.queue_bounce(Request::new(asked)).await,
                     Verb::Hold => client.queue_hold(Request::new(asked)).await,
                     Verb::Release => client.queue_release(Request::new(asked)).await,
                 }

@@ -506,6 +506,39 @@ impl Admin for AdminService {
         super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Retry).await.map(Response::new)
     }
 
+    async fn show_settings(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::SettingsReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        Ok(Response::new(super::settings::settings_out(&context.view())))
+    }
+
+    async fn put_settings(&self, request: Request<v1::PutSettingsRequest>) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::PutSettingsRequest { settings, options } = request.into_inner();
+        let settings = super::settings::merge((*context.view().state.settings).clone(), &settings.unwrap_or_default())?;
+        let change = Change::PutSettings { settings };
+        Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
+    }
+
+    async fn queue_shape(
+        &self,
+        request: Request<v1::QueueShapeRequest>,
+    ) -> Result<Response<v1::QueueShapeReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::queue_view::shape(&context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn queue_show(&self, request: Request<v1::QueueShowRequest>) -> Result<Response<v1::QueueShowReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::queue_view::show(&context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn queue_bounce(&self, request: Request<v1::QueueRequest>) -> Result<Response<v1::QueueChangeReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Bounce)
+            .await
+            .map(Response::new)
+    }
+
     async fn queue_hold(&self, request: Request<v1::QueueRequest>) -> Result<Response<v1::QueueChangeReply>, Status> {
         let (context, actor) = self.open(&request)?;
         super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Hold).await.map(Response::new)

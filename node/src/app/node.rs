@@ -202,6 +202,7 @@ impl Node {
             transient_failure_retry_interval: section.transient_failure_retry_interval,
             message_retry_interval: section.message_retry_interval,
             message_expiration_timeout: section.message_expiration_timeout,
+            delay_notification_timeout: section.delay_notification_timeout,
             ..QueueSettings::default()
         };
         crate::spool::describe_metrics();

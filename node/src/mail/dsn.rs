@@ -1,6 +1,7 @@
 //! The report to a sender whose letter could not be delivered (RFC 3464, RFC 6522; with addresses beyond ASCII RFC 6533):
-//! what a person can read, what a program can read, and the letter or its header, as `RET` asks. Never made for the null reverse-path: whoever makes one needs a
-//! mailbox to send it to. Success and delay reports are deliberately absent.
+//! what a person can read, what a program can read, and the letter or its header, as `RET` asks. Never made for the null
+//! reverse-path: whoever makes one needs a mailbox to send it to. A relay delivers to no mailbox itself, so of success it
+//! reports only that it passed a letter on to a next hop that will not report (RFC 3461 §5.2.2: relayed).
 
 use std::fmt::Write as _;
 
@@ -17,9 +18,63 @@ pub const DSN_RECIPIENTS_MAX: usize = 200;
 /// How much of a reply is told, in characters: a line is at most 998 (RFC 5322 §2.1.1).
 const REPLY_CHARS_MAX: usize = 500;
 
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportKind {
+    /// It will never arrive.
+    Failed,
+    /// It still waits, until then, in unix milliseconds.
+    Delayed {
+        /// When it is given up.
+        until_ms: i64,
+    },
+    /// A next hop that does not report took it.
+    Relayed,
+}
+
+impl ReportKind {
+    /// The subject of the report.
+    #[must_use]
+    pub fn subject(self) -> &'static str {
+        match self {
+            Self::Failed => "Undeliverable: your message was not delivered",
+            Self::Delayed { .. } => "Delayed: your message has not been delivered yet",
+            Self::Relayed => "Relayed: your message was passed on",
+        }
+    }
+
+    /// RFC 3464 §2.3.3.
+    fn action(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Delayed { .. } => "delayed",
+            Self::Relayed => "relayed",
+        }
+    }
+
+    fn for_people(self) -> [&'static str; 2] {
+        match self {
+            Self::Failed => [
+                "Your message could not be delivered to the recipients below. This is final: it will not be tried",
+                "again, and these recipients have not received it.",
+            ],
+            Self::Delayed { .. } => [
+                "Your message has not been delivered to the recipients below yet. It is tried again by itself: you need",
+                "not send it again. You will hear of it again only if it is given up.",
+            ],
+            Self::Relayed => [
+                "Your message was passed on to the next hop of the recipients below, as you asked to be told. The next",
+                "hop does not report: whether it reached the mailbox is not known here.",
+            ],
+        }
+    }
+}
+
 /// What a report tells.
 #[derive(Clone, Debug)]
 pub struct FailureReport<'a> {
+    /// What happened.
+    pub kind: ReportKind,
     /// A name that no other report of this node has: the boundary and the `Message-ID` are made of it.
     pub unique: &'a str,
     /// The node that gave up.
@@ -97,7 +152,7 @@ pub fn failure_report(report: &FailureReport<'_>) -> Vec<u8> {
     };
     line(&format!("From: Mail Delivery System <postmaster@{}>", report.reporting_mta));
     line(&format!("To: <{}>", report.to));
-    line("Subject: Undeliverable: your message was not delivered");
+    line(&format!("Subject: {}", report.kind.subject()));
     line(&format!("Date: {}", date_rfc5322(report.now_ms)));
     line(&format!("Message-ID: <{}@{}>", report.unique, report.reporting_mta));
     if !report.message_id.is_empty() && report.message_id.len() < 900 {
@@ -149,8 +204,10 @@ fn for_people(report: &FailureReport<'_>) -> String {
     };
     line(&format!("This is the mail relay {}.", report.reporting_mta));
     line("");
-    line("Your message could not be delivered to the recipients below. This is final: it will not be tried");
-    line("again, and these recipients have not received it.");
+    report.kind.for_people().into_iter().for_each(&mut line);
+    if let ReportKind::Delayed { until_ms } = report.kind {
+        line(&format!("It is given up on {}.", date_rfc5322(until_ms)));
+    }
     for failed in report.failed.iter().take(DSN_RECIPIENTS_MAX) {
         line("");
         line(&format!("<{}>", clean(&failed.recipient)));
@@ -159,7 +216,7 @@ fn for_people(report: &FailureReport<'_>) -> String {
             None => line("    Next hop: none could be reached"),
         }
         line(&format!("    It said:  {}", said(&failed.reply)));
-        line(&format!("    What to do: {}", advice(failed)));
+        line(&format!("    What to do: {}", advice(report.kind, failed)));
     }
     if let Some(more) = report.failed.len().checked_sub(DSN_RECIPIENTS_MAX + 1) {
         line("");
@@ -188,27 +245,38 @@ fn for_programs(report: &FailureReport<'_>, utf8: bool) -> String {
         // RFC 6533 §3: an address beyond ASCII has a type of its own.
         let kind = if utf8 && !failed.recipient.is_ascii() { "utf-8" } else { "rfc822" };
         let _ = write!(text, "Final-Recipient: {kind}; {}\r\n", clean(&failed.recipient));
-        let _ = write!(text, "Action: failed\r\nStatus: {}\r\n", status(failed));
+        let _ = write!(text, "Action: {}\r\nStatus: {}\r\n", report.kind.action(), status(report.kind, failed));
         if let Some(hop) = &failed.next_hop {
             let host = hop.split([' ', ':']).next().filter(|host| !host.is_empty()).unwrap_or("unknown");
             let _ = write!(text, "Remote-MTA: dns; {}\r\n", clean(host));
         }
         let _ = write!(text, "Diagnostic-Code: smtp; {}\r\n", said(&failed.reply));
         let _ = write!(text, "Last-Attempt-Date: {}\r\n", date_rfc5322(report.now_ms));
+        if let ReportKind::Delayed { until_ms } = report.kind {
+            let _ = write!(text, "Will-Retry-Until: {}\r\n", date_rfc5322(until_ms));
+        }
     }
     text
 }
 
 /// The status for programs. A letter that was given up is a failure, whatever the last reply was (RFC 3463 §3.5:
 /// `X.4.7`, delivery time expired).
-fn status(failed: &FailedRecipient) -> EnhancedCode {
-    if failed.expired {
-        return EnhancedCode::new(5, 4, 7);
-    }
-    failed.reply.enhanced.filter(|code| code.class == 5).unwrap_or(EnhancedCode::new(5, 0, 0))
+fn status(kind: ReportKind, failed: &FailedRecipient) -> EnhancedCode {
+    let (class, otherwise) = match kind {
+        ReportKind::Failed if failed.expired => return EnhancedCode::new(5, 4, 7),
+        ReportKind::Failed => (5, EnhancedCode::new(5, 0, 0)),
+        ReportKind::Delayed { .. } => (4, EnhancedCode::new(4, 4, 7)),
+        ReportKind::Relayed => (2, EnhancedCode::new(2, 0, 0)),
+    };
+    failed.reply.enhanced.filter(|code| code.class == class).unwrap_or(otherwise)
 }
 
-fn advice(failed: &FailedRecipient) -> &'static str {
+fn advice(kind: ReportKind, failed: &FailedRecipient) -> &'static str {
+    match kind {
+        ReportKind::Failed => {}
+        ReportKind::Delayed { .. } => return "nothing; if it is urgent, reach the recipient another way.",
+        ReportKind::Relayed => return "nothing.",
+    }
     if failed.expired {
         return "the next hop could not take it for days; send it again, or ask your administrator.";
     }
@@ -260,12 +328,19 @@ mod tests {
         FailedRecipient { recipient: recipient.to_owned(), next_hop, reply, expired: false, orcpt: None }
     }
 
+    const TO: &str = "printer@corp.example";
+
     fn report(failed: &[FailedRecipient], header: &[u8]) -> Vec<u8> {
-        report_to("printer@corp.example", failed, GivenBack::Header(header))
+        report_to(TO, failed, GivenBack::Header(header))
     }
 
     fn report_to(to: &str, failed: &[FailedRecipient], given_back: GivenBack<'_>) -> Vec<u8> {
+        report_of(ReportKind::Failed, to, failed, given_back)
+    }
+
+    fn report_of(kind: ReportKind, to: &str, failed: &[FailedRecipient], given_back: GivenBack<'_>) -> Vec<u8> {
         failure_report(&FailureReport {
+            kind,
             unique: "0ABC",
             reporting_mta: "relay.example",
             to: &to.parse().unwrap(),
@@ -370,5 +445,37 @@ mod tests {
         assert!(text.contains("... and 4800 more recipients."));
         assert!(text.split("\r\n").all(|line| line.len() <= 998));
         assert!(text.contains("0123456789\r\n\r\n--report-0ABC--\r\n"));
+    }
+
+    #[test]
+    fn a_delay_says_that_it_is_no_failure_and_until_when() {
+        let later = Reply::new(451, Some(EnhancedCode::new(4, 7, 1)), "greylisted");
+        let kind = ReportKind::Delayed { until_ms: 1_795_432_000_000 };
+        let text = String::from_utf8(report_of(
+            kind,
+            TO,
+            &[failed("a@x.example", later)],
+            GivenBack::Header(b"Subject: x\r\n"),
+        ))
+        .unwrap();
+        for expected in [
+            "Subject: Delayed: ",
+            "you need\r\nnot send it again",
+            "Action: delayed\r\nStatus: 4.7.1\r\n",
+            "Will-Retry-Until: ",
+            "greylisted",
+        ] {
+            assert!(text.contains(expected), "{expected:?} is missing in\n{text}");
+        }
+        assert!(!text.contains("final"));
+    }
+
+    #[test]
+    fn a_relayed_letter_is_a_success_that_nobody_further_on_reports() {
+        let taken = Reply::new(250, Some(EnhancedCode::new(2, 6, 0)), "queued");
+        let text =
+            report_of(ReportKind::Relayed, TO, &[failed("a@x.example", taken)], GivenBack::Header(b"Subject: x\r\n"));
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("Action: relayed\r\nStatus: 2.6.0\r\n"), "{text}");
     }
 }

@@ -11,6 +11,8 @@ mod dns_tests;
 mod health;
 mod own;
 mod resolve;
+#[cfg(test)]
+mod smuggling_tests;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -249,6 +249,21 @@ impl Book {
         true
     }
 
+    /// Takes a letter out of every line to work on the whole of it, unless an attempt is under way.
+    pub(super) fn take(&mut self, id: MessageId) -> Option<Job> {
+        let entry = self.letters.get_mut(&id)?;
+        let before = entry.state();
+        if before == LetterState::Active {
+            return None;
+        }
+        entry.parts.iter_mut().for_each(|part| part.state = LetterState::Active);
+        self.counts[before as usize] -= 1;
+        self.counts[LetterState::Active as usize] += 1;
+        let names = entry.parts.iter().filter_map(|part| self.domains.value(part.domain));
+        let domains = names.map(|name| (**name).clone()).collect();
+        Some(Job { id, lane: u32::MAX, route: None, destination: None, domains })
+    }
+
     /// Makes what waits of these letters due at once.
     pub(super) fn retry(&mut self, ids: &[MessageId], now_ms: i64) {
         for id in ids {
@@ -347,6 +362,12 @@ impl Book {
             let domains = entry.parts.iter().filter_map(|part| self.domains.value(part.domain).map(|name| &**name));
             (*id, entry.size, entry.state(), due, domains.collect())
         })
+    }
+
+    /// Who sent a letter, and which receive connector took it.
+    pub(super) fn origin(&self, id: MessageId) -> Option<(&ReversePath, &str)> {
+        let origin = self.origins.value(self.letters.get(&id)?.origin)?;
+        Some((&origin.sender, &origin.connector))
     }
 
     fn set(&mut self, id: MessageId, domain: u32, change: impl FnOnce(&mut Part)) {

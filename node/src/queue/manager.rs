@@ -15,7 +15,7 @@ use super::{
 };
 use crate::clock::now_ms;
 use crate::connector::{LetterFacts, SendConnector};
-use crate::mail::Domain;
+use crate::mail::{Domain, Mailbox};
 use crate::outbound::Outbound;
 use crate::shutdown::Scope;
 use crate::spool::{MessageId, Record, Spool, SpoolError};
@@ -69,8 +69,11 @@ impl QueueManager {
     }
 }
 
-fn route(view: &StateView, letter: LetterFacts<'_>) -> Option<Arc<SendConnector>> {
-    view.routes.find(letter).cloned()
+/// The route of a letter. What is queued under the node's own name is for postmaster, and goes where postmaster reads.
+fn route(view: &StateView, own: &Domain, letter: LetterFacts<'_>) -> Option<Arc<SendConnector>> {
+    let target = view.state.settings.postmaster.as_ref().filter(|_| letter.domain == own);
+    let domain = target.map_or(letter.domain, Mailbox::domain);
+    view.routes.find(LetterFacts { domain, ..letter }).cloned()
 }
 
 /// Takes arrivals, puts what is due in line, and starts workers.
@@ -83,11 +86,15 @@ async fn dispatch(shared: Arc<Shared>) {
             let mut book = shared.book();
             shared.spool.take_arrivals().into_iter().for_each(|arrival| book.add(arrival));
             let now = now_ms();
-            if !Arc::ptr_eq(&newest.routes, &view.routes) {
-                book.change_routes(now, &|letter| route(&view, letter), &|letter| route(&newest, letter));
+            let own = &shared.deps.node.fqdn;
+            let changed = newest.state.settings.postmaster != view.state.settings.postmaster;
+            if changed || !Arc::ptr_eq(&newest.routes, &view.routes) {
+                // What a next hop said to the old settings, a wrong password for one, means nothing for the new ones.
+                shared.deps.outbound.health.forget();
+                book.change_routes(now, &|letter| route(&view, own, letter), &|letter| route(&newest, own, letter));
             }
             view = newest;
-            book.make_ready(now, &|letter| route(&view, letter));
+            book.make_ready(now, &|letter| route(&view, own, letter));
             while !shared.is_stopping() {
                 let Some(job) = book.next_job(now) else { break };
                 shared.workers.spawn(worker::run(Arc::clone(&shared), job));
@@ -111,15 +118,27 @@ pub struct QueueHandle {
 }
 
 /// What the book knows of a letter that a filter means.
-struct Found {
-    id: MessageId,
+pub(super) struct Found {
+    pub(super) id: MessageId,
     size: u64,
     state: LetterState,
     due_ms: i64,
-    domains: Vec<Domain>,
+    pub(super) domains: Vec<Domain>,
 }
 
 impl QueueHandle {
+    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
+        self.shared.book()
+    }
+
+    pub(super) fn spool(&self) -> &Spool {
+        &self.shared.spool
+    }
+
+    pub(super) fn node_name(&self) -> &str {
+        &self.shared.deps.node.name
+    }
+
     pub(super) fn outbound(&self) -> &Outbound {
         &self.shared.deps.outbound
     }
@@ -246,6 +265,23 @@ impl QueueHandle {
         Ok(changed)
     }
 
+    /// Returns the letters that `filter` means to their senders, with a report that says `why`. What is under way is left
+    /// alone. Answers which were returned.
+    ///
+    /// # Errors
+    /// When nothing was chosen, or the spool fails: what was returned before stays returned.
+    pub async fn bounce(&self, filter: &QueueFilter, why: &str, by: &str) -> Result<Vec<MessageId>, QueueError> {
+        let mut returned = Vec::new();
+        for id in self.chosen(filter).await? {
+            let Some(job) = self.shared.book().take(id) else { continue };
+            if worker::bounce(&self.shared, &job, why).await? {
+                tracing::info!(message.id = %id, by, "letter returned by an administrator");
+                returned.push(id);
+            }
+        }
+        Ok(returned)
+    }
+
     /// Removes the letters that `filter` means for good, without a report; `by` goes into their traces. Answers which.
     ///
     /// # Errors
@@ -270,7 +306,7 @@ impl QueueHandle {
     }
 
     /// The letters that `filter` means: first by what is in memory, then, where it asks for more, by their records.
-    async fn find(&self, filter: &QueueFilter) -> Result<Vec<Found>, SpoolError> {
+    pub(super) async fn find(&self, filter: &QueueFilter) -> Result<Vec<Found>, SpoolError> {
         let found: Vec<Found> = {
             let book = self.shared.book();
             let meant = book.iter().filter(|(id, _, state, _, domains)| {

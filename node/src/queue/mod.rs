@@ -8,6 +8,7 @@ mod lanes;
 mod manager;
 mod report;
 mod schedule;
+mod shape;
 mod slots;
 mod test_route;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use schedule::{
     GLITCH_RETRIES, JITTER_PERCENT, Next, QueueSettings, TRANSIENT_FAILURE_RETRIES, next as next_attempt,
 };
 
+pub use shape::{SHAPE_MINUTES, SHAPE_ROWS_MAX, ShapeBy, ShapeRow, ShownLetter};
 pub use test_route::TestedRoute;
 
 use crate::mail::Domain;

@@ -22,6 +22,8 @@ pub struct QueueSettings {
     pub message_retry_interval: Duration,
     /// When a letter is given up and its sender told.
     pub message_expiration_timeout: Duration,
+    /// When the sender of a letter that still waits is told so; zero: never.
+    pub delay_notification_timeout: Duration,
     /// Attempts running at one time on this node, all routes together.
     pub attempts_max: usize,
 }
@@ -37,6 +39,8 @@ impl Default for QueueSettings {
             message_retry_interval: Duration::from_secs(15 * 60),
             // RFC 5321 §4.5.4.1: at least 4-5 days. A weekend must not kill a letter.
             message_expiration_timeout: Duration::from_secs(5 * 24 * 3600),
+            // Exchange: DelayNotificationTimeout.
+            delay_notification_timeout: Duration::from_secs(4 * 3600),
             // Exchange: MaxOutboundConnections.
             attempts_max: 1000,
         }
@@ -58,6 +62,21 @@ impl QueueSettings {
             message_expiration_timeout: or(route.message_expiration_timeout_secs, self.message_expiration_timeout),
             ..*self
         }
+    }
+}
+
+impl QueueSettings {
+    /// When a letter is given up, in unix milliseconds.
+    #[must_use]
+    pub fn expires_at_ms(&self, received_at_ms: i64) -> i64 {
+        received_at_ms.saturating_add(ms(self.message_expiration_timeout))
+    }
+
+    /// Whether the sender of a letter that still waits is to be told by now.
+    #[must_use]
+    pub fn is_delayed(&self, received_at_ms: i64, now_ms: i64) -> bool {
+        let patience = self.delay_notification_timeout;
+        !patience.is_zero() && now_ms.saturating_sub(received_at_ms) >= ms(patience)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::outbound::Health;
 use crate::outbound::tests::{FakeHop, Manner, outbound, route};
 use crate::shutdown::{Scope, run_blocking};
 use crate::spool::{NewMessage, Spool, TraceFilter, TraceStatus};
-use crate::state::{ClusterState, StateView, Versioned};
+use crate::state::{ClusterState, Settings, StateView, Versioned};
 
 /// A node's queue, on a spool in a directory.
 struct Bench {
@@ -31,6 +31,15 @@ struct Bench {
 
 impl Bench {
     async fn start(dir: &Path, routes: Vec<SendConnector>, out: Outbound) -> Self {
+        Self::start_with(dir, routes, out, |_, _| {}).await
+    }
+
+    async fn start_with(
+        dir: &Path,
+        routes: Vec<SendConnector>,
+        out: Outbound,
+        change: impl FnOnce(&mut QueueSettings, &mut Settings),
+    ) -> Self {
         let scope = Scope::new();
         let (at, within) = (dir.to_owned(), scope.clone());
         let (spool, _) = run_blocking(move || {
@@ -49,8 +58,17 @@ impl Bench {
             (route.name.clone(), Versioned { revision: 1, value: Arc::new(route) })
         });
         state.routes = Arc::new(by_name.collect::<BTreeMap<_, _>>());
-        let (sender, view) = watch::channel(Arc::new(StateView::build(state, 1, None)));
         let short = Duration::from_millis(20);
+        let mut settings = QueueSettings {
+            glitch_retry_interval: short,
+            transient_failure_retry_interval: short,
+            message_retry_interval: short,
+            ..QueueSettings::default()
+        };
+        let mut agreed = Settings::default();
+        change(&mut settings, &mut agreed);
+        state.settings = Arc::new(agreed);
+        let (sender, view) = watch::channel(Arc::new(StateView::build(state, 1, None)));
         let deps = QueueDeps {
             view,
             node: Arc::new(NodeFacts {
@@ -59,12 +77,7 @@ impl Bench {
                 fqdn: Domain::parse("relay.example").unwrap(),
             }),
             outbound: Arc::new(out),
-            settings: QueueSettings {
-                glitch_retry_interval: short,
-                transient_failure_retry_interval: short,
-                message_retry_interval: short,
-                ..QueueSettings::default()
-            },
+            settings,
         };
         let queue = QueueManager::start(spool.clone(), deps, &scope);
         Self { spool, queue, scope, _view: sender }
@@ -82,7 +95,8 @@ impl Bench {
     }
 
     async fn emptied(&self) {
-        wait("the queue empties", || self.queue.is_empty()).await;
+        // The spool is the truth: the queue hears of a letter, and of a report, a moment after it is durable.
+        wait("the queue empties", || self.spool.stats().letters == 0 && self.queue.is_empty()).await;
     }
 
     async fn stop(self) {
@@ -160,12 +174,19 @@ async fn a_held_letter_stays_through_a_restart_and_leaves_when_it_is_released() 
     let all = QueueFilter { all: true, ..QueueFilter::default() };
     let held = bench.queue.hold(&all, true, "admin: checking").await.unwrap();
     assert_eq!((held.len(), bench.queue.hold(&all, true, "again").await.unwrap().len()), (1, 0));
+    // What was under way finishes first.
+    wait("the letter is held", || bench.queue.book().count(LetterState::Held) == 1).await;
     hop.manner.lock().unwrap().after_dot = "250 ok";
     bench.stop().await;
     let bench = Bench::start(dir.path(), routes(), outbound(None)).await;
     wait("the letter is there", || bench.queue.len() == 1).await;
     let listed = bench.queue.list(&all, 10).await.unwrap();
     assert_eq!(listed.messages[0].state, LetterState::Held);
+    let (rows, letters) = bench.queue.shape(&all, ShapeBy::Sender).await.unwrap();
+    assert_eq!((rows[0].key.as_str(), rows[0].total, rows[0].by_age[0], letters), ("a@corp.example", 1, 1, 1));
+    let shown = bench.queue.show(held[0], true).await.unwrap().unwrap();
+    assert_eq!((shown.record.held.unwrap().by.as_str(), &*shown.header), ("admin: checking", &b"Subject: x\r\n"[..]));
+    assert!(bench.queue.show(MessageId(1), false).await.unwrap().is_none());
     bench.queue.retry(&all).await.unwrap();
     assert!(hop.taken().is_empty(), "a retry is not a release");
     bench.queue.hold(&all, false, "admin: fine").await.unwrap();
@@ -203,6 +224,127 @@ async fn an_8_bit_letter_is_made_fit_for_a_7_bit_next_hop_or_comes_back() {
     assert_eq!(narrow.taken().len(), 1);
     let report = String::from_utf8(home.taken()[0].data.clone()).unwrap();
     assert!(report.contains("5.6.3") && report.contains("8BITMIME"), "{report}");
+    bench.stop().await;
+    scope.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_hears_once_of_a_delay_and_once_of_the_end_and_so_does_who_runs_the_relay() {
+    let dir = tempfile::tempdir().unwrap();
+    let scope = Scope::new();
+    let busy = FakeHop::start(&scope, Manner { after_dot: "451 4.7.1 greylisted", ..Manner::default() }).await;
+    let home = FakeHop::start(&scope, Manner::default()).await;
+    let mut back = route(&[home.addr], SendTls::Off);
+    (back.name, back.address_spaces) = ("corp.example".to_owned(), vec!["corp.example".parse().unwrap()]);
+    let mut away = route(&[busy.addr], SendTls::Off);
+    away.retry.message_expiration_timeout_secs = Some(2);
+    let bench = Bench::start_with(dir.path(), vec![away, back], outbound(None), |settings, state| {
+        settings.delay_notification_timeout = Duration::from_millis(300);
+        let copy = "admins@corp.example".parse().unwrap();
+        state.dsn_copy_to = vec![copy];
+    })
+    .await;
+    bench.put("printer@corp.example", &["x@x.example", "y@x.example"], LETTER).await;
+    // A report that cannot be delivered is never answered by another.
+    bench.put("<>", &["z@x.example"], LETTER).await;
+    bench.emptied().await;
+    let told: Vec<(String, Vec<String>)> = home
+        .taken()
+        .iter()
+        .map(|taken| {
+            let text = String::from_utf8(taken.data.clone()).unwrap();
+            let subject = text.lines().find(|line| line.starts_with("Subject: ")).unwrap_or_default().to_owned();
+            assert!(text.contains("greylisted") && taken.from.is_empty(), "{text}");
+            assert!(text.contains("x@x.example") && text.contains("y@x.example"), "one report names both: {text}");
+            (subject, taken.to.clone())
+        })
+        .collect();
+    let printer = "printer@corp.example".to_owned();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].0.contains("Delayed") && told[0].1 == [printer.clone()], "{told:?}");
+    assert!(told[1].0.contains("Undeliverable"), "{told:?}");
+    assert_eq!(told[1].1, [printer, "admins@corp.example".to_owned()]);
+    bench.stop().await;
+    scope.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn success_is_reported_where_it_was_asked_for_and_by_whoever_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let scope = Scope::new();
+    let telling =
+        FakeHop::start(&scope, Manner { ehlo: "250-sink\r\n250-8BITMIME\r\n250 DSN", ..Manner::default() }).await;
+    let silent = FakeHop::start(&scope, Manner::default()).await;
+    let home = FakeHop::start(&scope, Manner::default()).await;
+    let to = |name: &str, hop: &FakeHop| {
+        let mut route = route(&[hop.addr], SendTls::Off);
+        (route.name, route.address_spaces) = (name.to_owned(), vec![name.parse().unwrap()]);
+        route
+    };
+    let routes = vec![to("telling.example", &telling), to("silent.example", &silent), to("corp.example", &home)];
+    let bench = Bench::start(dir.path(), routes, outbound(None)).await;
+    for (from, notify, to) in [
+        ("tell@corp.example", Some("SUCCESS"), "x@telling.example"),
+        ("tell@corp.example", Some("SUCCESS,FAILURE"), "x@silent.example"),
+        ("ask-not@corp.example", None, "x@silent.example"),
+        ("never@corp.example", Some("NEVER"), "refuse@silent.example"),
+        ("delay@corp.example", Some("DELAY"), "refuse@silent.example"),
+        ("tell@corp.example", Some("FAILURE"), "refuse@silent.example"),
+    ] {
+        let path = ForwardPath::try_from(to.to_owned()).unwrap();
+        let mut envelope = Envelope::new(ReversePath::try_from(from.to_owned()).unwrap(), [path]);
+        envelope.recipients[0].notify = notify.map(|words| words.parse().unwrap());
+        let mut append = bench.spool.begin();
+        append.write(LETTER.to_vec()).await.unwrap();
+        append.commit(message(envelope)).await.unwrap();
+    }
+    bench.emptied().await;
+    assert_eq!((telling.taken().len(), silent.taken().len()), (1, 2));
+    let mut told: Vec<(String, String)> = home
+        .taken()
+        .iter()
+        .map(|taken| {
+            let text = String::from_utf8(taken.data.clone()).unwrap();
+            let action = text.lines().find(|line| line.starts_with("Action: ")).unwrap_or_default();
+            (taken.to[0].clone(), action.to_owned())
+        })
+        .collect();
+    told.sort();
+    let tell = |action: &str| ("tell@corp.example".to_owned(), action.to_owned());
+    assert_eq!(told, [tell("Action: failed"), tell("Action: relayed")]);
+    bench.stop().await;
+    scope.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postmaster_has_a_reader_and_an_administrator_may_return_letters() {
+    let dir = tempfile::tempdir().unwrap();
+    let scope = Scope::new();
+    let home = FakeHop::start(&scope, Manner::default()).await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut back = route(&[home.addr], SendTls::Off);
+    (back.name, back.address_spaces) = ("corp.example".to_owned(), vec!["corp.example".parse().unwrap()]);
+    let routes = vec![route(&[closed], SendTls::Off), back];
+    let bench = Bench::start_with(dir.path(), routes, outbound(None), |_, state| {
+        state.postmaster = Some("admins@corp.example".parse().unwrap());
+    })
+    .await;
+    bench.put("a@x.example", &["postmaster"], LETTER).await;
+    bench.emptied().await;
+    assert_eq!(home.taken()[0].to, ["admins@corp.example"]);
+    bench.put("printer@corp.example", &["x@x.example"], LETTER).await;
+    wait("the letter waits", || bench.queue.len() == 1).await;
+    let to_x = QueueFilter { domain: Some(Domain::parse("x.example").unwrap()), ..QueueFilter::default() };
+    // An attempt may be under way; then the letter is left alone.
+    for _ in 0..1000 {
+        if !bench.queue.bounce(&to_x, "wrong printer", "admin").await.unwrap().is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    bench.emptied().await;
+    let report = String::from_utf8(home.taken()[1].data.clone()).unwrap();
+    assert!(report.contains("550 5.7.1 returned by an administrator: wrong printer"), "{report}");
     bench.stop().await;
     scope.end();
 }

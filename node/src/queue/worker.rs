@@ -12,12 +12,13 @@ use metrics::counter;
 use super::book::{Again, Job};
 use super::fit::{Fit, fit};
 use super::manager::Shared;
-use super::report::{Failure, report};
+use super::report::{Told, report};
 use super::schedule::{Next, next};
 use super::{DSN_TOTAL, FINISHED_TOTAL};
 use crate::clock::now_ms;
+use crate::mail::dsn::ReportKind;
 use crate::mail::dsn_parameters::xtext_encode;
-use crate::mail::{BodyType, Domain, Notify, Reply};
+use crate::mail::{BodyType, Domain, EnhancedCode, ForwardPath, Mailbox, Notify, Reply};
 use crate::outbound::{ATTEMPTS_TOTAL, BodySource, Connection, Downgrade, Outcome, Sent, Transaction, no_route};
 use crate::spool::{
     BodyReader, Letter, Recipient, RecipientOutcome, RecipientState, Record, SpoolError, TraceEvent, TraceKind,
@@ -93,6 +94,8 @@ struct Delivery {
     outcomes: Vec<Outcome>,
     /// No next hop took us at all.
     unreached: bool,
+    /// The next hop reports itself where the sender asked for it.
+    dsn_offered: bool,
 }
 
 /// A letter that cannot be read: damaged ones wait for a person, anything else is the disk's trouble.
@@ -143,14 +146,24 @@ async fn deliver(
     let Some(route) = &job.route else {
         let domain = job.domains.first().map(ToString::to_string).unwrap_or_default();
         let outcomes = vec![Outcome::refused(&no_route(&domain)); places.len()];
-        return Delivery { next_hop: String::new(), outcomes, unreached: false };
+        return Delivery { next_hop: String::new(), outcomes, unreached: false, dsn_offered: false };
+    };
+    let postmaster = postmaster(shared);
+    // The bare postmaster is queued under the node's own name, whose mail servers would be ourselves.
+    let own = |domain: &Domain| *domain == shared.deps.node.fqdn;
+    let destination = match (&job.destination, &postmaster) {
+        (Some(domain), Some(target)) if own(domain) => Some(target.domain().clone()),
+        (destination, _) => destination.clone(),
     };
     let transaction = Transaction {
         reverse_path: record.reverse_path.mailbox().map(ToString::to_string).unwrap_or_default(),
         recipients: places
             .iter()
             .filter_map(|&place| record.recipients.get(place))
-            .map(|recipient| recipient.path.to_string())
+            .map(|recipient| match (&recipient.path, &postmaster) {
+                (ForwardPath::Postmaster, Some(target)) => target.to_string(),
+                (path, _) => path.to_string(),
+            })
             .collect(),
         size: record.length,
         eight_bit: record.body == BodyType::EightBitMime,
@@ -162,7 +175,7 @@ async fn deliver(
         // A connection that carried letters before may have grown tired of waiting.
         let reused = connection.as_ref().is_some_and(Connection::is_open);
         if !reused {
-            match shared.deps.outbound.connect(route, job.destination.as_ref()).await {
+            match shared.deps.outbound.connect(route, destination.as_ref()).await {
                 Ok(fresh) => {
                     shared.book().reached(job.lane, now_ms());
                     shared.wake.notify_one();
@@ -172,7 +185,7 @@ async fn deliver(
                     *connection = None;
                     counter!(ATTEMPTS_TOTAL, "outcome" => "unreachable").increment(1);
                     let outcomes = vec![Outcome::refused(&none.reply); places.len()];
-                    return Delivery { next_hop: none.next_hop, outcomes, unreached: true };
+                    return Delivery { next_hop: none.next_hop, outcomes, unreached: true, dsn_offered: false };
                 }
             }
         }
@@ -186,18 +199,29 @@ async fn deliver(
                 body.downgrade = Some(Downgrade::default());
             }
             Ok(Fit::Refused(reply)) => {
-                return Delivery { next_hop, outcomes: vec![Outcome::refused(&reply); places.len()], unreached: false };
+                return Delivery {
+                    next_hop,
+                    outcomes: vec![Outcome::refused(&reply); places.len()],
+                    unreached: false,
+                    dsn_offered: false,
+                };
             }
             Err(error) => {
                 let reply = Reply::new(451, None, format!("letter could not be read: {error}"));
                 body.damage = Some(error);
-                return Delivery { next_hop, outcomes: vec![Outcome::refused(&reply); places.len()], unreached: false };
+                return Delivery {
+                    next_hop,
+                    outcomes: vec![Outcome::refused(&reply); places.len()],
+                    unreached: false,
+                    dsn_offered: false,
+                };
             }
         }
         let Sent { outcomes, unanswered } = open.send(transaction, body).await;
         // A next hop that closed an idle connection has said nothing about this letter: a new one decides.
         if !(reused && unanswered) || body.has_begun() {
-            return Delivery { next_hop, outcomes, unreached: false };
+            let dsn_offered = open.offers().dsn;
+            return Delivery { next_hop, outcomes, unreached: false, dsn_offered };
         }
         *connection = None;
     }
@@ -217,14 +241,40 @@ fn dsn_of_recipient(recipient: &Recipient) -> String {
     notify + &orcpt
 }
 
+/// Who reads what is sent to `postmaster`.
+fn postmaster(shared: &Shared) -> Option<Mailbox> {
+    shared.deps.view.borrow().state.settings.postmaster.clone()
+}
+
+/// Returns a letter to its sender because an administrator wants it. Answers whether anybody still waited for it.
+pub(super) async fn bounce(shared: &Shared, job: &Job, why: &str) -> Result<bool, SpoolError> {
+    let Some(letter) = shared.spool.open_letter(job.id).await? else {
+        shared.book().remove(job.id);
+        return Ok(false);
+    };
+    let places: Places = letter.record.pending().map(|(index, _)| index).collect();
+    let text = if why.is_empty() {
+        "returned by an administrator".to_owned()
+    } else {
+        format!("returned by an administrator: {why}")
+    };
+    let reply = Reply::new(550, Some(EnhancedCode::new(5, 7, 1)), text);
+    let outcomes = vec![Outcome::refused(&reply); places.len()];
+    let delivery = Delivery { next_hop: String::new(), outcomes, unreached: false, dsn_offered: false };
+    settle(shared, job, &letter.record, &places, delivery).await;
+    Ok(!places.is_empty())
+}
+
 /// Makes the outcomes durable, with their trace and the report to the sender, and says when to try again.
 async fn settle(shared: &Shared, job: &Job, record: &Record, places: &Places, delivery: Delivery) {
-    let Delivery { next_hop, outcomes, unreached } = delivery;
+    let Delivery { next_hop, outcomes, unreached, dsn_offered } = delivery;
     let next_hop = next_hop.as_str();
     let now = now_ms();
     let node = &shared.deps.node;
     let settings = job.route.as_ref().map_or(shared.deps.settings, |route| shared.deps.settings.with(&route.retry));
-    let (mut decided, mut events, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut decided, mut events) = (Vec::new(), Vec::new());
+    let (mut failures, mut delays, mut relayed) = (Vec::new(), Vec::new(), Vec::new());
+    let delayed = settings.is_delayed(record.received_at_ms, now);
     for (&index, outcome) in places.iter().zip(outcomes) {
         let Some(recipient) = record.recipients.get(index) else { continue };
         let again =
@@ -250,13 +300,27 @@ async fn settle(shared: &Shared, job: &Job, record: &Record, places: &Places, de
             outcome = kind.as_str(),
             "delivery attempt"
         );
-        if state == RecipientState::Failed && Notify::wants_failure(recipient.notify) {
-            failures.push(Failure {
-                recipient: recipient.path.to_string(),
-                reply: reply.clone(),
-                expired: kind == TraceKind::Expired,
-                orcpt: recipient.orcpt.clone(),
-            });
+        let told = || Told {
+            index,
+            recipient: recipient.path.to_string(),
+            reply: reply.clone(),
+            expired: kind == TraceKind::Expired,
+            orcpt: recipient.orcpt.clone(),
+        };
+        let mut delay_reported = false;
+        match state {
+            RecipientState::Failed if Notify::wants_failure(recipient.notify) => failures.push(told()),
+            RecipientState::Pending if delayed && !recipient.delay_reported => {
+                delay_reported = true;
+                if Notify::wants_delay(recipient.notify) {
+                    delays.push(told());
+                }
+            }
+            // RFC 3461 §5.2.2: a next hop without DSN will not tell, so we do.
+            RecipientState::Delivered if !dsn_offered && Notify::wants_success(recipient.notify) => {
+                relayed.push(told());
+            }
+            _ => {}
         }
         events.push(TraceEvent {
             at_ms: now,
@@ -267,11 +331,17 @@ async fn settle(shared: &Shared, job: &Job, record: &Record, places: &Places, de
             reply: reply.to_string(),
             detail: String::new(),
         });
-        decided.push(RecipientOutcome { index, state, reply: reply.to_string(), next_attempt_ms: at });
+        decided.push(RecipientOutcome { index, state, reply: reply.to_string(), next_attempt_ms: at, delay_reported });
     }
     let dues = dues(record, &decided, &node.fqdn);
-    let report = report(shared, record, next_hop, &failures, now).await;
-    let update = Update { id: job.id, at_ms: now, outcomes: decided, events, report };
+    let until_ms = settings.expires_at_ms(record.received_at_ms);
+    let mut reports = Vec::new();
+    let kinds =
+        [(ReportKind::Failed, &failures), (ReportKind::Delayed { until_ms }, &delays), (ReportKind::Relayed, &relayed)];
+    for (kind, told) in kinds {
+        reports.extend(report(shared, record, next_hop, kind, told, now).await);
+    }
+    let update = Update { id: job.id, at_ms: now, outcomes: decided, events, reports };
     match shared.spool.update(update).await {
         Ok(updated) => {
             let result = match updated.status {
@@ -283,9 +353,7 @@ async fn settle(shared: &Shared, job: &Job, record: &Record, places: &Places, de
             if let Some(result) = result {
                 counter!(FINISHED_TOTAL, "result" => result).increment(1);
             }
-            if updated.report.is_some() {
-                counter!(DSN_TOTAL).increment(1);
-            }
+            counter!(DSN_TOTAL).increment(updated.reports.len() as u64);
             let settled = job.domains.iter().map(|domain| {
                 let again = dues.get(domain).map(|&due_ms| Again { due_ms, unreached });
                 (domain.clone(), again)

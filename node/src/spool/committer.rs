@@ -57,8 +57,9 @@ pub struct Update {
     pub outcomes: Vec<RecipientOutcome>,
     /// What the trace tells.
     pub events: Vec<TraceEvent>,
-    /// The report that is queued if, and only if, a recipient fails through this update.
-    pub report: Option<Report>,
+    /// The reports to the sender: each is queued if, and only if, a recipient that it is about changes through this
+    /// update.
+    pub reports: Vec<Report>,
 }
 
 /// What became of one recipient.
@@ -72,6 +73,8 @@ pub struct RecipientOutcome {
     pub reply: String,
     /// When to try again, in unix milliseconds.
     pub next_attempt_ms: i64,
+    /// Whether its sender is told of the delay through this update.
+    pub delay_reported: bool,
 }
 
 /// A letter of our own: a delivery status notification.
@@ -81,6 +84,8 @@ pub struct Report {
     pub message: super::NewMessage,
     /// Its bytes.
     pub bytes: Vec<u8>,
+    /// The places of the recipients that it is about.
+    pub about: Vec<usize>,
 }
 
 /// What an update did.
@@ -88,8 +93,8 @@ pub struct Report {
 pub struct Updated {
     /// How far the letter came; absent when it had been removed meanwhile.
     pub status: Option<TraceStatus>,
-    /// The report that was queued.
-    pub report: Option<MessageId>,
+    /// The reports that were queued.
+    pub reports: Vec<MessageId>,
 }
 
 /// The way to the writer. The last of its owners to go waits for the writer's thread: a process that ends while a
@@ -132,9 +137,9 @@ impl Drop for Committer {
     }
 }
 
-/// Applies `outcomes` to `record`. Answers whether a recipient failed through it.
-pub(super) fn apply(record: &mut Record, outcomes: Vec<RecipientOutcome>) -> bool {
-    let mut failed = false;
+/// Applies `outcomes` to `record`. Answers the places that changed.
+pub(super) fn apply(record: &mut Record, outcomes: Vec<RecipientOutcome>) -> Vec<usize> {
+    let mut changed = Vec::new();
     for outcome in outcomes {
         let Some(recipient) = record.recipients.get_mut(outcome.index) else { continue };
         if recipient.state != RecipientState::Pending {
@@ -144,9 +149,10 @@ pub(super) fn apply(record: &mut Record, outcomes: Vec<RecipientOutcome>) -> boo
         recipient.attempts = recipient.attempts.saturating_add(1);
         recipient.next_attempt_ms = outcome.next_attempt_ms;
         recipient.last_reply = cut(&outcome.reply, REPLY_BYTES_MAX).to_owned();
-        failed |= outcome.state == RecipientState::Failed;
+        recipient.delay_reported |= outcome.delay_reported;
+        changed.push(outcome.index);
     }
-    failed
+    changed
 }
 
 /// Writes until every owner is gone or a close is asked for. Blocking; has a thread of its own.
@@ -211,7 +217,7 @@ impl Change {
         match self {
             Self::Chunk { bytes, .. } => bytes.len(),
             Self::Commit { tail, .. } => tail.as_ref().map_or(0, |(_, bytes)| bytes.len()),
-            Self::Update { update, .. } => update.report.as_ref().map_or(0, |report| report.bytes.len()),
+            Self::Update { update, .. } => update.reports.iter().map(|report| report.bytes.len()).sum(),
             Self::Delete { .. }
             | Self::Hold { .. }
             | Self::Crashed { .. }

@@ -132,6 +132,9 @@ pub struct Recipient {
     /// When to try next, in unix milliseconds; zero: at once.
     #[serde(default)]
     pub next_attempt_ms: i64,
+    /// Whether its sender was told of the delay.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub delay_reported: bool,
     /// The last reply, on one line, at most [`REPLY_BYTES_MAX`] bytes.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub last_reply: String,
@@ -180,6 +183,7 @@ impl Record {
             state: RecipientState::Pending,
             attempts: 0,
             next_attempt_ms: 0,
+            delay_reported: false,
             last_reply: String::new(),
         };
         Self {

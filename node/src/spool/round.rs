@@ -114,18 +114,21 @@ impl<'a> Round<'a> {
     }
 
     fn update(&mut self, update: Update) -> Result<Updated, SpoolError> {
-        let Update { id, at_ms, outcomes, mut events, report } = update;
+        let Update { id, at_ms, outcomes, mut events, reports } = update;
         let Some(mut record) = self.record(id)? else {
             // Removed by an administrator while it was on its way: the trace still tells what came of it.
             self.put_step(id, None, events)?;
             self.sync = true;
-            return Ok(Updated { status: None, report: None });
+            return Ok(Updated { status: None, reports: Vec::new() });
         };
-        let failed = apply(&mut record, outcomes);
+        let changed = apply(&mut record, outcomes);
         let status = TraceStatus::of(&record);
         let finished = record.is_finished();
-        let mut report_id = None;
-        if failed && let Some(report) = report {
+        let mut queued = Vec::new();
+        for report in reports {
+            if !report.about.iter().any(|place| changed.contains(place)) {
+                continue;
+            }
             let id = self.ids.next(at_ms);
             let mut sum = Summer::new();
             sum.add(&report.bytes);
@@ -138,7 +141,7 @@ impl<'a> Round<'a> {
                 detail: id.to_string(),
                 ..TraceEvent::default()
             });
-            report_id = Some(id);
+            queued.push(id);
         }
         let room = usize::from(EVENTS_PER_LETTER_MAX.saturating_sub(record.events));
         events.truncate(room.max(if finished { LAST_EVENTS } else { 0 }));
@@ -152,7 +155,7 @@ impl<'a> Round<'a> {
             self.overlay.insert(id, Some(record));
         }
         self.sync = true;
-        Ok(Updated { status: Some(status), report: report_id })
+        Ok(Updated { status: Some(status), reports: queued })
     }
 
     fn delete(&mut self, id: MessageId, at_ms: i64, by: String) -> Result<bool, SpoolError> {

@@ -75,12 +75,18 @@ fn copy_dir(from: &Path, to: &Path) {
 }
 
 fn outcome(index: usize, state: RecipientState) -> RecipientOutcome {
-    RecipientOutcome { index, state, reply: "250 2.0.0 ok".to_owned(), next_attempt_ms: NOW + 60_000 }
+    RecipientOutcome {
+        index,
+        state,
+        reply: "250 2.0.0 ok".to_owned(),
+        next_attempt_ms: NOW + 60_000,
+        delay_reported: false,
+    }
 }
 
 fn update(id: MessageId, outcomes: Vec<RecipientOutcome>) -> Update {
     let event = TraceEvent { at_ms: NOW, event: TraceKind::Attempt, ..TraceEvent::default() };
-    Update { id, at_ms: NOW, outcomes, events: vec![event], report: None }
+    Update { id, at_ms: NOW, outcomes, events: vec![event], reports: Vec::new() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -350,19 +356,21 @@ async fn a_failure_and_its_report_are_one_write_and_happen_once() {
     let (spool, _) = open(dir.path()).await;
     let id = store_letter(&spool, b"letter", &["a@x.example", "b@x.example"]).await;
     let _ = spool.take_arrivals();
-    let report = || Some(Report { message: message(&["printer@corp.example"]), bytes: b"report".to_vec() });
-    let failed = || Update { report: report(), ..update(id, vec![outcome(0, RecipientState::Failed)]) };
-    let deferred = Update { report: report(), ..update(id, vec![outcome(1, RecipientState::Pending)]) };
-    assert_eq!(spool.update(deferred).await.unwrap().report, None, "no failure, no report");
-    let queued = spool.update(failed()).await.unwrap().report.unwrap();
-    assert_eq!(spool.update(failed()).await.unwrap().report, None, "the same failure is not reported twice");
+    let report = |about| {
+        vec![Report { message: message(&["printer@corp.example"]), bytes: b"report".to_vec(), about: vec![about] }]
+    };
+    let failed = || Update { reports: report(0), ..update(id, vec![outcome(0, RecipientState::Failed)]) };
+    let deferred = Update { reports: report(0), ..update(id, vec![outcome(1, RecipientState::Pending)]) };
+    assert!(spool.update(deferred).await.unwrap().reports.is_empty(), "nothing happened to whom it is about");
+    let queued = spool.update(failed()).await.unwrap().reports[0];
+    assert!(spool.update(failed()).await.unwrap().reports.is_empty(), "the same failure is not reported twice");
     assert_eq!(spool.take_arrivals().iter().map(|arrival| arrival.id).collect::<Vec<_>>(), vec![queued]);
     assert_eq!(read(&spool, queued).await.unwrap(), b"report");
     let copy = tempfile::tempdir().unwrap();
     copy_dir(dir.path(), copy.path());
     let (after, found) = open(copy.path()).await;
     assert_eq!(found.kept, 2);
-    assert_eq!(after.update(failed()).await.unwrap().report, None, "nor after a crash");
+    assert!(after.update(failed()).await.unwrap().reports.is_empty(), "nor after a crash");
 }
 
 #[tokio::test(flavor = "multi_thread")]
