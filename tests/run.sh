@@ -8,11 +8,12 @@ step() { printf '\n== [%ss] %s\n' "$SECONDS" "$*"; }
 
 step "tools"
 install_build_tools
-install_packages curl swaks python3 procps libnet-ssleay-perl
+install_packages curl swaks python3 procps libnet-ssleay-perl openssl python3-aiosmtpd
 set_build_environment
 # Outside the clone, so that a machine that built once stays quick; a clone's own crates are always built anew.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/posthouse-target}"
 mkdir -p "$CARGO_TARGET_DIR"
+bash tests/third_party.sh "$CARGO_TARGET_DIR/third-party"
 
 step "format"
 cargo fmt --all --check
