@@ -256,6 +256,42 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "Correct front.dial_from in the front file.",
     ),
     code(
+        "PH-FRONT-008",
+        "The front has too many signing keys.",
+        "Nodes accept at most three keys of one front; earlier rotations were begun and not finished.",
+        "posthousectl front rotate-key NAME, while the front is connected: it finishes what was begun.",
+    ),
+    code(
+        "PH-FRONT-009",
+        "The key that the front signs with cannot be retired.",
+        "Nodes would refuse its headers.",
+        "posthousectl front rotate-key NAME does the steps in their order.",
+    ),
+    code(
+        "PH-FRONT-010",
+        "The front has no such signing key.",
+        "A key is published before a front may sign with it.",
+        "posthousectl front show NAME lists its keys.",
+    ),
+    code(
+        "PH-FRONT-011",
+        "The front state is not valid.",
+        "A front is active or draining.",
+        "posthousectl front drain NAME, or front resume NAME.",
+    ),
+    code(
+        "PH-FRONT-012",
+        "The front's new key is not known on every node yet.",
+        "A node that does not know it would refuse what is signed with it, so the front goes on with the old one.",
+        "When every node answers again, repeat it: posthousectl front rotate-key NAME.",
+    ),
+    code(
+        "PH-FRONT-013",
+        "The front does not sign with its new key yet.",
+        "Nodes accept both keys until it does.",
+        "When the front is connected, repeat it: posthousectl front rotate-key NAME.",
+    ),
+    code(
         "PH-JOIN-001",
         "The join token is refused.",
         "It is unknown, revoked, spent, expired, of another cluster, or made for another role.",
@@ -345,6 +381,12 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "Something failed that should not.",
         "It is a fault of ours, or of the machine.",
         "See the node's log.",
+    ),
+    code(
+        "PH-NODE-010",
+        "The node's weight is not valid.",
+        "It is 1 to 256, a share beside the other nodes' weights; a node that shall take nothing is drained.",
+        "posthousectl node set NODE --weight 1, or: posthousectl node drain NODE.",
     ),
     code(
         "PH-QUEUE-001",

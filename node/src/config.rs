@@ -126,6 +126,9 @@ pub struct NodeConfig {
     /// Whom to ask for names.
     #[serde(default)]
     pub dns: DnsSection,
+    /// From when on the disk counts as sick.
+    #[serde(default)]
+    pub health: HealthSection,
     /// What is logged, and how.
     #[serde(default)]
     pub log: LogSection,
@@ -148,6 +151,9 @@ pub struct NodeSection {
     /// Where `/livez`, `/readyz` and `/metrics` are served.
     #[serde(default = "default_http")]
     pub http: SocketAddr,
+    /// Where HAProxy's agent checks are answered. Default: nowhere.
+    #[serde(default)]
+    pub agent: Option<SocketAddr>,
     /// How long SIGTERM waits for open sessions and running deliveries.
     #[serde(default = "default_drain_timeout", deserialize_with = "duration")]
     pub drain_timeout: Duration,
@@ -318,6 +324,35 @@ impl Default for DnsSection {
     }
 }
 
+/// `[health]`: what makes this node leave the fronts' rotation before it refuses anyone.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthSection {
+    /// How often a small file is synced beside the letters.
+    #[serde(deserialize_with = "duration")]
+    pub disk_probe_interval: Duration,
+    /// A sync that takes longer makes this node unready while it lasts.
+    #[serde(deserialize_with = "duration")]
+    pub sync_timeout: Duration,
+    /// From this share of used space (with less than `disk_free_enough_mib` left) or inodes on the disk is full.
+    pub disk_used_max_percent: u8,
+    /// As long as so much is free the share of used space does not matter.
+    pub disk_free_enough_mib: u64,
+}
+
+impl Default for HealthSection {
+    fn default() -> Self {
+        Self {
+            disk_probe_interval: Duration::from_millis(250),
+            // A device waits minutes (RFC 5321 §4.5.3.2.6), but a second is a hundred times what a sync takes.
+            sync_timeout: Duration::from_secs(1),
+            disk_used_max_percent: 95,
+            // Some thirty of the largest letters.
+            disk_free_enough_mib: 1024,
+        }
+    }
+}
+
 /// `[log]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -401,6 +436,13 @@ impl NodeConfig {
             if self.smtp[..index].iter().any(|other| other.listen == socket.listen && socket.listen.port() != 0) {
                 return bad("smtp.listen", &format!("{} is listed twice", socket.listen));
             }
+        }
+        let health = &self.health;
+        if health.disk_probe_interval.is_zero() || health.sync_timeout.is_zero() {
+            return bad("health", "disk_probe_interval and sync_timeout must be longer than nothing");
+        }
+        if !(1..=100).contains(&health.disk_used_max_percent) {
+            return bad("health.disk_used_max_percent", "must be between 1 and 100");
         }
         Ok(())
     }

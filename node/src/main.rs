@@ -40,6 +40,9 @@ enum Command {
         /// The front file (see deploy/front.example.toml)
         #[arg(long, short, default_value = "/etc/posthouse/front.toml")]
         config: PathBuf,
+        /// Take the sockets of the front that runs with this data directory: it accepts no more once this one serves
+        #[arg(long)]
+        takeover: bool,
     },
     /// Run a small SMTP server that files every letter in a maildir, for trying things out
     Sink {
@@ -101,11 +104,11 @@ fn run(command: Command) -> Result<(), (u8, String)> {
             let metrics = telemetry::start_metrics().map_err(usage)?;
             serve(|scope| app::run_node(config, metrics, scope))
         }
-        Command::Front { config } => {
+        Command::Front { config, takeover } => {
             let config = FrontConfig::load(&config).map_err(usage)?;
             telemetry::start_logging(&config.log).map_err(usage)?;
             let metrics = telemetry::start_metrics().map_err(usage)?;
-            serve(|scope| app::run_front(config, metrics, scope))
+            serve(|scope| app::run_front(config, takeover, metrics, scope))
         }
         Command::Sink { listen, maildir, hostname, delay } => {
             telemetry::start_logging(&LogSection::default()).map_err(usage)?;

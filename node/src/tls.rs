@@ -271,6 +271,45 @@ pub fn opportunistic_client_config() -> Result<Arc<ClientConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
+/// TLS towards a server whose certificate is only looked at, by [`must_be_valid`].
+///
+/// # Errors
+/// When rustls refuses.
+pub fn looking_client_config() -> Result<Arc<ClientConfig>, TlsError> {
+    let mut config = ClientConfig::clone(&*opportunistic_client_config()?);
+    // A resumed session shows no certificate.
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// The name that is asked for where the certificate's name does not matter.
+#[must_use]
+pub fn nobody() -> ServerName<'static> {
+    ServerName::IpAddress(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED).into())
+}
+
+/// Whether every certificate of a chain is within its dates.
+///
+/// # Errors
+/// Why not, in words.
+pub fn must_be_valid(chain: &[CertificateDer<'_>], now_ms: i64) -> Result<(), String> {
+    if chain.is_empty() {
+        return Err("none was shown".to_owned());
+    }
+    for der in chain {
+        let (_, certificate) = x509_parser::parse_x509_certificate(der).map_err(|error| error.to_string())?;
+        let validity = certificate.validity();
+        let (from, until) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+        if now_ms < from.saturating_mul(1000) {
+            return Err(format!("not before {}", crate::clock::rfc3339(from.saturating_mul(1000))));
+        }
+        if now_ms > until.saturating_mul(1000) {
+            return Err(format!("expired at {}", crate::clock::rfc3339(until.saturating_mul(1000))));
+        }
+    }
+    Ok(())
+}
+
 /// Whom next hops that must prove who they are (`tls = verified`) may be certified by, where a route names nobody: the
 /// machine's own trust store, and the cluster's authority.
 ///

@@ -19,9 +19,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("connector", &["mail"]),
     ("credential", &["connector", "mail"]),
     ("state", &["connector", "credential", "mail"]),
-    ("health", &[]),
+    ("health", &["shutdown"]),
     ("pki", &["state"]),
-    ("tls", &["pki", "state"]),
+    ("tls", &["pki", "state", "clock"]),
     ("raft", &["state", "shutdown", "pki", "clock"]),
     ("spool", &["mail", "shutdown", "clock"]),
     ("queue", &["connector", "mail", "outbound", "spool", "state", "shutdown", "clock"]),
@@ -46,7 +46,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("sink", &["mail", "smtp", "shutdown", "clock"]),
-    ("front", &["proxy_protocol", "config", "shutdown", "clock"]),
+    ("front", &["proxy_protocol", "config", "shutdown", "clock", "tls"]),
     (
         "admin",
         &[

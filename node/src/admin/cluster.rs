@@ -11,7 +11,7 @@ use super::problem::{exit, internal, invalid, problem, status as failed};
 use super::service::{Actor, AdminService, Context};
 use crate::clock::{now_ms, rfc3339};
 use crate::pki::{JoinTokenText, sha256_hex};
-use crate::state::{Change, JoinRole, JoinToken, Member, MemberState, StateView};
+use crate::state::{Change, JoinRole, JoinToken, Member, MemberState};
 
 /// How long a member may take to answer for `cluster status`.
 const MEMBER_TIMEOUT: Duration = Duration::from_millis(800);
@@ -99,6 +99,7 @@ pub(super) async fn status(context: &Context) -> v1::ClusterStatusReply {
             sessions: answered.sessions,
             queued: answered.queued,
             voter,
+            weight: member.weight,
         });
     }
     let digests_differ = out
@@ -129,22 +130,9 @@ pub(super) async fn status(context: &Context) -> v1::ClusterStatusReply {
         healthy,
         answered_by: context.node_name.clone(),
         members: out,
-        fronts: fronts(&view),
+        fronts: super::fronts::list(&view, &context.fronts),
         warnings,
     }
-}
-
-/// The fronts that have joined.
-pub(super) fn fronts(view: &StateView) -> Vec<v1::Front> {
-    let fronts = view.state.fronts.values().map(|found| v1::Front {
-        name: found.value.name.clone(),
-        source_addresses: found.value.source_addresses.iter().map(ToString::to_string).collect(),
-        key_id: found.value.keys.first().map(|key| key.id.clone()).unwrap_or_default(),
-        state: "active".to_owned(),
-        http_address: found.value.http_address.clone(),
-        revision: found.revision,
-    });
-    fronts.collect()
 }
 
 /// Makes a token and the one command that uses it.

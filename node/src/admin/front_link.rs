@@ -16,17 +16,30 @@ use super::problem::{exit, problem, status};
 use super::rpc::peer;
 use super::service::ContextSlot;
 use crate::clock::now_ms;
-use crate::pki::PeerIdentity;
+use crate::pki::{DataKey, PeerIdentity, front_key_context};
 use crate::shutdown::Scope;
-use crate::state::{Change, Command, StateView};
+use crate::state::{Change, Command, FrontMember, MemberState, StateView};
 
 /// A front that hears nothing for several of these takes the stream for dead.
-const HEARTBEAT: Duration = Duration::from_millis(500);
+const HEARTBEAT: Duration = Duration::from_millis(250);
 /// Views that a slow front may be behind; it needs only the newest.
 const VIEWS_MAX: usize = 4;
 
-/// This node's readiness as it changes: ready, and why not.
-pub type ReadinessWatch = watch::Receiver<(bool, String)>;
+/// What a node says of itself to the fronts. Whatever changes in it is pushed at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PushedReadiness {
+    /// Whether it should get new connections.
+    pub ready: bool,
+    /// Why not.
+    pub reason: String,
+    /// Whether it would close them without a word. A node that is merely not well serves when there is nobody better.
+    pub refuses: bool,
+    /// Whether it hears a leader with a quorum.
+    pub has_leader: bool,
+}
+
+/// This node's readiness as it changes.
+pub type ReadinessWatch = watch::Receiver<PushedReadiness>;
 
 /// The FrontLink service.
 #[derive(Clone)]
@@ -97,17 +110,23 @@ impl FrontLink for FrontLinkService {
         let (sender, receiver) = mpsc::channel(VIEWS_MAX);
         let (mut views, mut readiness) = (context.raft.view(), self.readiness.clone());
         let (node, name) = (context.node_name.clone(), name.clone());
-        let raft = context.raft.clone();
+        let (data_key, said_to_sign_with) = (context.data_key.clone(), said.signing_key_id);
         tracing::info!(front = %name, from = %info.from, "front is watching");
         self.scope.spawn_until_ended(async move {
             loop {
                 let view: Arc<StateView> = Arc::clone(&views.borrow_and_update());
-                let (ready, reason) = readiness.borrow_and_update().clone();
-                if !view.state.fronts.contains_key(&name) {
+                let said = readiness.borrow_and_update().clone();
+                let Some(front) = view.state.fronts.get(&name).map(|found| &found.value) else {
                     let _ = sender.send(Err(Status::permission_denied("this front was removed"))).await;
                     return;
+                };
+                let mut told = front_view(&view, &node, said);
+                told.front_draining = front.state == MemberState::Draining;
+                front.signing_key_id().clone_into(&mut told.signing_key_id);
+                let signs_with = context.fronts.signs_with(&name).unwrap_or_else(|| said_to_sign_with.clone());
+                if told.signing_key_id != signs_with {
+                    told.signing_key = signing_key(&data_key, front).unwrap_or_default();
                 }
-                let told = front_view(&view, &node, ready, reason, raft.status().leader.is_some());
                 if sender.send(Ok(told)).await.is_err() {
                     return;
                 }
@@ -121,9 +140,32 @@ impl FrontLink for FrontLinkService {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+
+    async fn report(&self, request: Request<v1::FrontReport>) -> Result<Response<v1::FrontReportReply>, Status> {
+        let info = peer(&request);
+        let context = self.slot.get().cloned().ok_or_else(|| Status::unavailable("not a member yet"))?;
+        let PeerIdentity::Front { name } = &info.identity else {
+            return Err(Status::permission_denied("only fronts report"));
+        };
+        if !context.view().state.fronts.contains_key(name) {
+            return Err(Status::permission_denied("this front was removed"));
+        }
+        context.fronts.keep(name, request.into_inner());
+        Ok(Response::new(v1::FrontReportReply {}))
+    }
 }
 
-fn front_view(view: &StateView, node: &str, ready: bool, reason: String, has_leader: bool) -> v1::FrontView {
+/// Opens the key that a front is to sign with, for that front alone.
+fn signing_key(data_key: &DataKey, front: &FrontMember) -> Option<Vec<u8>> {
+    let key = front.keys.iter().find(|key| key.id == front.signing_key_id())?;
+    let opened = data_key.open(&front_key_context(&front.name, &key.id), &key.sealed_key);
+    if opened.is_err() {
+        tracing::error!(front = %front.name, key.id = %key.id, "a front's signing key cannot be opened");
+    }
+    opened.ok()
+}
+
+fn front_view(view: &StateView, node: &str, said: PushedReadiness) -> v1::FrontView {
     let backends = view.state.members.values().map(|found| {
         let member = &found.value;
         let services = member.services.iter().map(|service| v1::ServiceAddress {
@@ -137,7 +179,7 @@ fn front_view(view: &StateView, node: &str, ready: bool, reason: String, has_lea
             state: member.state.as_str().to_owned(),
             services: services.collect(),
             rpc_address: member.rpc_address.clone(),
-            weight: 1,
+            weight: member.weight,
         }
     });
     v1::FrontView {
@@ -145,8 +187,12 @@ fn front_view(view: &StateView, node: &str, ready: bool, reason: String, has_lea
         revision: view.revision,
         backends: backends.collect(),
         node: node.to_owned(),
-        ready,
-        reason,
-        has_leader,
+        ready: said.ready,
+        reason: said.reason,
+        has_leader: said.has_leader,
+        refuses: said.refuses,
+        front_draining: false,
+        signing_key_id: String::new(),
+        signing_key: Vec::new(),
     }
 }

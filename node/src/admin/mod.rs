@@ -6,6 +6,7 @@ mod convert;
 mod credential;
 mod explain;
 mod front_link;
+mod fronts;
 pub mod http;
 mod join;
 mod local;
@@ -17,7 +18,8 @@ mod rpc;
 mod service;
 mod settings;
 
-pub use front_link::{FrontLinkService, ReadinessWatch};
+pub use front_link::{FrontLinkService, PushedReadiness, ReadinessWatch};
+pub use fronts::FrontReports;
 pub use join::JoinService;
 pub use local::{Lifecycle, LocalService};
 pub use rpc::{bind_local, peer, serve_local, serve_tls};

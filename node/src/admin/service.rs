@@ -35,6 +35,8 @@ pub struct Context {
     pub node_name: String,
     /// This node's id.
     pub node_id: u64,
+    /// What fronts said of themselves lately.
+    pub fronts: super::FrontReports,
     /// What this node knows of itself.
     pub local_facts: Arc<dyn Fn() -> LocalFacts + Send + Sync>,
     /// Random per-process key of the cache of verified passwords is elsewhere; this is the user that runs us, who
@@ -465,7 +467,33 @@ impl Admin for AdminService {
 
     async fn list_fronts(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListFrontsReply>, Status> {
         let (context, _) = self.open(&request)?;
-        Ok(Response::new(v1::ListFrontsReply { fronts: super::cluster::fronts(&context.view()) }))
+        Ok(Response::new(v1::ListFrontsReply { fronts: super::fronts::list(&context.view(), &context.fronts) }))
+    }
+
+    async fn set_front_state(
+        &self,
+        request: Request<v1::SetFrontStateRequest>,
+    ) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::fronts::set_state(&context, &actor, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn rotate_front_key(
+        &self,
+        request: Request<v1::NameRequest>,
+    ) -> Result<Response<v1::RotateFrontKeyReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::fronts::rotate_key(&context, &actor, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn set_node_weight(
+        &self,
+        request: Request<v1::SetNodeWeightRequest>,
+    ) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::SetNodeWeightRequest { node, weight, options } = request.into_inner();
+        let change = Change::SetMemberWeight { name: node, weight };
+        Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
     }
 
     async fn remove_front(&self, request: Request<v1::NameRequest>) -> Result<Response<v1::WriteReply>, Status> {

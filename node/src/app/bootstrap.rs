@@ -100,6 +100,7 @@ pub(super) async fn init(node: &Node, request: v1::InitClusterRequest) -> Result
         version: env!("CARGO_PKG_VERSION").to_owned(),
         http_address: config.node.http.to_string(),
         joined_at_ms: at_ms,
+        weight: crate::state::MEMBER_WEIGHT_DEFAULT,
     };
     let everywhere = vec![RemoteIpRange::all_v4(), RemoteIpRange::all_v6()];
     let connectors = [

@@ -1,5 +1,6 @@
 //! A front: joins when told to, then proxies until told to stop.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -7,13 +8,17 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use posthouse_proto::v1::{self, local_server::LocalServer};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::transport::Server;
 
 use super::node::make_data_dir;
 use super::{AppError, bootstrap};
 use crate::admin::{Lifecycle, LocalService, bind_local, failure, http::Pages, serve_local};
-use crate::front::{Front as Proxy, FrontConfig, FrontHandle, FrontOptions};
+use crate::front::{
+    Front as Proxy, FrontConfig, FrontHandle, FrontOptions, Handover, Inherited, Predecessor, take_over,
+    until_succeeded,
+};
 use crate::pki::{Identity, IdentityRole};
 use crate::proxy_protocol::FrontKey;
 use crate::shutdown::{Scope, run_blocking};
@@ -21,6 +26,17 @@ use crate::tls::Dialer;
 
 /// How long the edges may take to end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a front that takes over may take to see its backends well.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
+const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What comes from the process before, and goes to the one after.
+struct Succession {
+    inherited: Inherited,
+    predecessor: Option<Predecessor>,
+    handover: Handover,
+}
 
 /// A front, before and after it has joined.
 struct Front {
@@ -34,18 +50,32 @@ struct Front {
 ///
 /// # Errors
 /// When it cannot start.
-pub async fn run_front(config: FrontConfig, metrics: PrometheusHandle, scope: Scope) -> Result<(), AppError> {
+pub async fn run_front(
+    config: FrontConfig,
+    takeover: bool,
+    metrics: PrometheusHandle,
+    scope: Scope,
+) -> Result<(), AppError> {
     make_data_dir(&config.front.data_dir)?;
+    let data_dir = config.front.data_dir.clone();
+    let mut inherited = if takeover { take_over(&data_dir).await? } else { Inherited::default() };
+    let predecessor = inherited.take_predecessor();
     let http_address = config.front.http.to_string();
-    let http = TcpListener::bind(config.front.http).await.map_err(|source| AppError::Bind {
-        what: "http",
-        address: http_address,
-        source,
-    })?;
+    let http = match inherited.take_http() {
+        Some(http) => http,
+        None => TcpListener::bind(config.front.http).await,
+    };
+    let http = http.map_err(|source| AppError::Bind { what: "http", address: http_address, source })?;
     let socket = config.front.socket();
-    let local = bind_local(&socket).map_err(|source| AppError::Bind {
+    let local = inherited.take_local().unwrap_or_else(|| bind_local(&socket)).map_err(|source| AppError::Bind {
         what: "local socket",
         address: socket.display().to_string(),
+        source,
+    })?;
+    let mut handover = Handover::new(&data_dir);
+    handover.add_http(&http).and_then(|()| handover.add_local(&local)).map_err(|source| AppError::Bind {
+        what: "handover socket",
+        address: data_dir.display().to_string(),
         source,
     })?;
     let front = Arc::new(Front {
@@ -77,13 +107,18 @@ pub async fn run_front(config: FrontConfig, metrics: PrometheusHandle, scope: Sc
         found = joined.wait_for(Option::is_some) => found.ok().and_then(|found| found.clone()),
         () = scope.ended() => None,
     };
+    let succession = Succession { inherited, predecessor, handover };
     let result = match identity {
-        Some(identity) => front.proxy(&identity, &scope).await,
-        None => Ok(()),
+        Some(identity) => front.proxy(identity, succession, &scope, &edges).await,
+        None => Ok(false),
     };
     edges.end();
     edges.join(CLOSE_TIMEOUT).await;
-    let _ = std::fs::remove_file(socket);
+    // A successor answers on it now.
+    if !matches!(result, Ok(true)) {
+        let _ = std::fs::remove_file(socket);
+    }
+    let result = result.map(drop);
     tracing::info!("stopped");
     result
 }
@@ -104,21 +139,58 @@ fn pages(front: &Arc<Front>, metrics: PrometheusHandle) -> Pages {
 }
 
 impl Front {
-    async fn proxy(&self, identity: &Identity, scope: &Scope) -> Result<(), AppError> {
-        let dir = self.config.front.data_dir.clone();
-        let key = run_blocking(move || Identity::load_front_key(&dir)).await?;
-        let dialer = Dialer::new(identity)?;
+    /// Answers whether a successor took over.
+    async fn proxy(
+        &self,
+        identity: Arc<Identity>,
+        succession: Succession,
+        scope: &Scope,
+        edges: &Scope,
+    ) -> Result<bool, AppError> {
+        let Succession { inherited, predecessor, mut handover } = succession;
+        let (dir, key_id) = (self.config.front.data_dir.clone(), identity.front_key_id.clone());
+        let key = run_blocking(move || Identity::load_front_key(&dir, &key_id)).await?;
+        let dialer = Dialer::new(&identity)?;
+        let (dir, owner) = (self.config.front.data_dir.clone(), Arc::clone(&identity));
         let options = FrontOptions {
             config: self.config.clone(),
             key: FrontKey { id: identity.front_key_id.clone(), front: identity.name.clone(), key },
             dial: Arc::new(dialer),
             seeds: identity.endpoints.iter().map(|address| (String::new(), address.clone())).collect(),
+            keep_key: Arc::new(move |key| {
+                owner.rotate_front_key(&dir, &key.id, &key.key).map_err(std::io::Error::other)
+            }),
+            inherited,
         };
         tracing::info!(cluster = %identity.cluster, "this front has joined");
         let proxy = Proxy::bind(options).await?;
-        let _ = self.running.set(proxy.handle());
+        let handle = proxy.handle();
+        let _ = self.running.set(handle.clone());
+        proxy.add_to(&mut handover).map_err(|source| AppError::Bind {
+            what: "handover socket",
+            address: self.config.front.data_dir.display().to_string(),
+            source,
+        })?;
+        if let Some(predecessor) = predecessor {
+            scope.spawn_until_ended(async move {
+                // It serves from the first moment; a moment later it also knows which backends are well.
+                let until = Instant::now() + SETTLE_TIMEOUT;
+                while !handle.status().ready && Instant::now() < until {
+                    tokio::time::sleep(SETTLE_INTERVAL).await;
+                }
+                if let Err(error) = predecessor.serving().await {
+                    tracing::info!(%error, "the front before this one is gone already");
+                }
+            });
+        }
+        // Not in the scope that ends: the successor is answered while this process drains.
+        let (ended, was_succeeded) = (scope.clone(), Arc::new(AtomicBool::new(false)));
+        let succeeded = Arc::clone(&was_succeeded);
+        edges.spawn_until_ended(async move {
+            succeeded.store(until_succeeded(handover, &ended).await, Ordering::Release);
+        });
         proxy.run(scope).await;
-        Ok(())
+        Ok(was_succeeded.load(Ordering::Acquire))
     }
 }
 

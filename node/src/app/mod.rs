@@ -1,6 +1,7 @@
 //! The only place where rooms are joined to each other: a node and a front, from their files to their last breath.
 
 mod bootstrap;
+mod certificates;
 mod delivery;
 mod front;
 mod node;
@@ -63,6 +64,9 @@ pub enum AppError {
     /// The proxy cannot start.
     #[error(transparent)]
     Front(#[from] crate::front::FrontError),
+    /// There is no front to take over from.
+    #[error(transparent)]
+    Handover(#[from] crate::front::HandoverError),
 }
 
 impl crate::raft::Dial for crate::tls::Dialer {

@@ -14,14 +14,14 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::Server;
 
-use super::{AppError, bootstrap, delivery};
+use super::{AppError, bootstrap, certificates, delivery};
 use crate::admin::{
-    AdminService, Context, ContextSlot, FrontLinkService, JoinService, Lifecycle, LocalService, bind_local, failure,
-    http::Pages, serve_local, serve_tls,
+    AdminService, Context, ContextSlot, FrontLinkService, FrontReports, JoinService, Lifecycle, LocalService,
+    PushedReadiness, bind_local, failure, http::Pages, serve_local, serve_tls,
 };
 use crate::clock::now_ms;
 use crate::config::NodeConfig;
-use crate::health::{Facts, Readiness, assess};
+use crate::health::{self, AgentState, DiskLimits, DiskProbe, Facts, Readiness, assess};
 use crate::inbound::{Inbound, InboundOptions};
 use crate::mail::Domain;
 use crate::pki::{Identity, IdentityRole};
@@ -43,7 +43,10 @@ pub(super) struct Node {
     pub(super) config: NodeConfig,
     pub(super) scope: Scope,
     pub(super) slot: ContextSlot,
-    readiness: watch::Sender<(bool, String)>,
+    readiness: watch::Sender<PushedReadiness>,
+    /// What the sockets ask: whether they take connections, and why not.
+    taking: watch::Sender<(bool, String)>,
+    disk: DiskProbe,
     /// Init and join run one at a time.
     pub(super) lifecycle: tokio::sync::Mutex<()>,
     running: OnceLock<Running>,
@@ -69,12 +72,29 @@ pub async fn run_node(config: NodeConfig, metrics: PrometheusHandle, scope: Scop
     let http = TcpListener::bind(config.node.http).await.map_err(bind("http", http_address))?;
     let socket = config.socket();
     let local = bind_local(&socket).map_err(bind("local socket", socket.display().to_string()))?;
+    let agent = match config.node.agent {
+        Some(address) => Some(TcpListener::bind(address).await.map_err(bind("agent", address.to_string()))?),
+        None => None,
+    };
     let drain_timeout = config.node.drain_timeout;
+    let data_dir = config.node.data_dir.clone();
+    let disk_limits = DiskLimits {
+        interval: config.health.disk_probe_interval,
+        sync_timeout: config.health.sync_timeout,
+        used_max_percent: config.health.disk_used_max_percent,
+        free_enough_bytes: config.health.disk_free_enough_mib << 20,
+    };
     let node = Arc::new(Node {
         config,
         scope: scope.clone(),
         slot: ContextSlot::default(),
-        readiness: watch::Sender::new((false, "starting".to_owned())),
+        readiness: watch::Sender::new(PushedReadiness {
+            reason: "starting".to_owned(),
+            refuses: true,
+            ..Default::default()
+        }),
+        taking: watch::Sender::new((false, "starting".to_owned())),
+        disk: DiskProbe::start(data_dir, disk_limits, &scope),
         lifecycle: tokio::sync::Mutex::new(()),
         running: OnceLock::new(),
         facts: Mutex::default(),
@@ -86,6 +106,10 @@ pub async fn run_node(config: NodeConfig, metrics: PrometheusHandle, scope: Scop
     let edges = scope.child();
     serve_local(local, router, &edges);
     crate::admin::http::serve(http, pages(&node, metrics), &edges);
+    if let Some(listener) = agent {
+        let asked = Arc::clone(&node);
+        health::agent::serve(listener, Arc::new(move || asked.agent_state()), &edges);
+    }
     node.watch_readiness();
 
     let dir = node.config.node.data_dir.clone();
@@ -221,6 +245,7 @@ impl Node {
             node_name: identity.name.clone(),
             node_id: identity.node_id,
             local_facts,
+            fronts: FrontReports::default(),
             own_uid: self.own_uid,
         });
         let _ = self.slot.set(Arc::clone(&context));
@@ -246,7 +271,7 @@ impl Node {
                 fqdn,
                 proxy: self.config.proxy_protocol.clone(),
                 xclient: self.config.xclient.clone(),
-                readiness: self.readiness.subscribe(),
+                readiness: self.taking.subscribe(),
                 sessions,
             },
         );
@@ -264,7 +289,7 @@ impl Node {
     ) -> Arc<dyn Fn() -> LocalFacts + Send + Sync> {
         let readiness = self.readiness.subscribe();
         Arc::new(move || {
-            let (ready, reason) = readiness.borrow().clone();
+            let PushedReadiness { ready, reason, .. } = readiness.borrow().clone();
             LocalFacts {
                 ready,
                 reason,
@@ -342,8 +367,25 @@ impl Node {
             let raft = context.raft.status();
             facts.has_leader = raft.leader.is_some();
             facts.raft_failed = raft.failed;
+            facts.certificate = certificates::expired(&view, now_ms());
         }
+        facts.disk = self.disk.trouble();
+        facts.front_key = self.running.get().and_then(|running| running.inbound.unknown_front_key());
         assess(&facts)
+    }
+
+    /// What HAProxy's agent checks are told. Its `weight` is this node's share of the heaviest member's.
+    fn agent_state(&self) -> AgentState {
+        let readiness = self.assess();
+        let draining = !(readiness.is_well("drain") && readiness.is_well("shutdown"));
+        let mut weight_percent = 100;
+        if let Some(context) = self.slot.get() {
+            let view = context.view();
+            let weights = || view.state.members.values().map(|found| found.value.weight);
+            let own = view.state.members.get(&context.node_id).map_or(1, |found| found.value.weight);
+            weight_percent = own.saturating_mul(100) / weights().max().unwrap_or(1).max(1);
+        }
+        AgentState { draining, trouble: readiness.reason(), weight_percent }
     }
 
     /// Publishes readiness whenever it changes, and logs the flip.
@@ -372,16 +414,28 @@ impl Node {
             self.facts.lock().unwrap_or_else(PoisonError::into_inner).stopping = true;
         }
         let readiness = self.assess();
-        let now = (readiness.is_ready(), readiness.reason().unwrap_or_default());
+        let refuses = readiness.refuses();
+        let taking = (refuses.is_none(), refuses.unwrap_or_default());
+        let now = PushedReadiness {
+            ready: readiness.is_ready(),
+            reason: readiness.reason().unwrap_or_default(),
+            refuses: !taking.0,
+            has_leader: readiness.is_well("leader"),
+        };
+        self.taking.send_if_modified(|before| {
+            let differs = *before != taking;
+            *before = taking;
+            differs
+        });
         self.readiness.send_if_modified(|before| {
             if *before == now {
                 return false;
             }
-            if before.0 != now.0 {
-                if now.0 {
+            if before.ready != now.ready {
+                if now.ready {
                     tracing::info!("this node is ready");
                 } else {
-                    tracing::warn!(reason = %now.1, "this node is not ready");
+                    tracing::warn!(reason = %now.reason, "this node is not ready");
                 }
             }
             *before = now;

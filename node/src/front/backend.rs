@@ -99,7 +99,12 @@ pub(super) enum Readiness {
         has_leader: bool,
     },
     /// Not ready, and why.
-    NotReady(String),
+    NotReady {
+        /// In words.
+        reason: String,
+        /// It would close a connection without a word: there is no point in trying.
+        refuses: bool,
+    },
 }
 
 /// How a backend stands, best first.
@@ -116,16 +121,31 @@ pub(super) enum Standing {
         /// Failures in a row.
         failures: u32,
     },
+    /// Says itself that it would refuse: its disk failed, or it is starting or stopping. Never used.
+    Refusing,
     /// Not wanted. Never used, whatever happens to the others.
     Draining,
+}
+
+impl Standing {
+    /// Whether it takes new connections as a matter of course.
+    pub(super) fn is_eligible(self) -> bool {
+        self <= Self::Leaderless
+    }
+
+    /// Whether it is used when nobody better is left.
+    pub(super) fn is_usable(self) -> bool {
+        self < Self::Refusing
+    }
 }
 
 /// Folds the three facts into one.
 pub(super) fn standing(counter: &Counter, state: Administrative, readiness: &Readiness) -> Standing {
     match (state, readiness) {
         (Administrative::Draining, _) => Standing::Draining,
+        (_, Readiness::NotReady { refuses: true, .. }) => Standing::Refusing,
         _ if !counter.is_up() => Standing::Down { failures: counter.failures() },
-        (_, Readiness::NotReady(_)) => Standing::NotReady,
+        (_, Readiness::NotReady { .. }) => Standing::NotReady,
         (_, Readiness::Ready { has_leader: false }) => Standing::Leaderless,
         (_, Readiness::Unknown | Readiness::Ready { has_leader: true }) => Standing::Eligible,
     }
@@ -172,12 +192,15 @@ mod tests {
         }
         let (active, draining) = (Administrative::Active, Administrative::Draining);
         let ready = |has_leader| Readiness::Ready { has_leader };
-        let not_ready = Readiness::NotReady("spool: disk full".to_owned());
+        let not_ready = Readiness::NotReady { reason: "disk: full".to_owned(), refuses: false };
+        let refuses = Readiness::NotReady { reason: "spool: i/o error".to_owned(), refuses: true };
         let cases = [
             (&up, active, ready(true), Standing::Eligible),
             (&up, active, Readiness::Unknown, Standing::Eligible),
             (&up, active, ready(false), Standing::Leaderless),
             (&up, active, not_ready.clone(), Standing::NotReady),
+            (&up, active, refuses.clone(), Standing::Refusing),
+            (&down, active, refuses, Standing::Refusing),
             (&down, active, ready(true), Standing::Down { failures: 0 }),
             (&down, active, not_ready, Standing::Down { failures: 0 }),
             (&up, draining, ready(true), Standing::Draining),

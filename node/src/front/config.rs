@@ -124,6 +124,11 @@ pub struct CheckSection {
     pub banner_timeout_max: Duration,
     /// How many backends one device is offered to, each once.
     pub max_attempts: usize,
+    /// For so long a backend that came up gets less than its share, growing from a tenth of it. `0s`: at once all.
+    #[serde(deserialize_with = "duration")]
+    pub slowstart: Duration,
+    /// Whether `STARTTLS` is walked too, where it is offered, and the certificate looked at.
+    pub starttls: bool,
 }
 
 impl Default for CheckSection {
@@ -140,6 +145,8 @@ impl Default for CheckSection {
             banner_timeout: Duration::from_secs(1),
             banner_timeout_max: Duration::from_secs(30),
             max_attempts: 5,
+            slowstart: Duration::from_secs(5),
+            starttls: true,
         }
     }
 }
@@ -156,6 +163,11 @@ impl CheckSection {
 pub struct LimitsSection {
     /// Devices at once; one more is answered `421`.
     pub max_connections: usize,
+    /// Connections that one address (an IPv6 /64) may have at once; 0: any number. The cluster-wide limit is the
+    /// connector's; this one keeps a flood off the nodes.
+    pub max_connections_per_source: usize,
+    /// New connections a second that one address (an IPv6 /64) may make; 0: any number.
+    pub connections_per_source_per_second: u32,
     /// A session in which neither side says anything for so long is closed. Longer than any of SMTP's own timeouts
     /// (RFC 5321 §4.5.3.2: up to ten minutes), because those are the node's to enforce.
     #[serde(deserialize_with = "duration")]
@@ -175,6 +187,10 @@ impl Default for LimitsSection {
     fn default() -> Self {
         Self {
             max_connections: 10_000,
+            // A tenth of all: whole sites come from one address, and still one of them cannot shut the others out.
+            max_connections_per_source: 1_000,
+            // Ten times what one server that opens a connection for each letter does.
+            connections_per_source_per_second: 1_000,
             idle_timeout: Duration::from_secs(15 * 60),
             hello_timeout: Duration::from_secs(30),
             user_timeout: Duration::from_secs(30),

@@ -1,8 +1,10 @@
 //! Connecting to a backend, for checks and devices alike, and what our first words to it are: the signed header.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::rand;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
@@ -15,7 +17,7 @@ use crate::proxy_protocol::{FrontKey, HeaderFacts, build_signed};
 
 /// How a front reaches backends, and who it is to them.
 pub(super) struct Outward {
-    key: FrontKey,
+    key: ArcSwap<FrontKey>,
     dial_from: Option<IpAddr>,
     connect_timeout: Duration,
     pub(super) sockets: SocketOptions,
@@ -51,11 +53,21 @@ pub(super) struct About<'a> {
 impl Outward {
     pub(super) fn new(key: FrontKey, config: &FrontConfig) -> Self {
         Self {
-            key,
+            key: ArcSwap::from_pointee(key),
             dial_from: config.front.dial_from,
             connect_timeout: config.check.connect_timeout,
             sockets: SocketOptions { user_timeout: config.limits.user_timeout, keepalive: config.limits.keepalive },
         }
+    }
+
+    /// The id of the key that headers are signed with.
+    pub(super) fn key_id(&self) -> String {
+        self.key.load().id.clone()
+    }
+
+    /// Signs with another key from now on.
+    pub(super) fn sign_with(&self, key: FrontKey) {
+        self.key.store(Arc::new(key));
     }
 
     /// Connects within `check.connect_timeout`, name lookup included.
@@ -111,7 +123,7 @@ impl Outward {
             deep_probe: false,
             stale: about.is_stale,
         };
-        build_signed(&self.key, &facts)
+        build_signed(&self.key.load(), &facts)
     }
 }
 

@@ -1,8 +1,8 @@
 //! A device's connection: accept, find a backend that speaks, pass its first bytes on, copy both ways. What a backend
 //! says, `421` included, is meant for the device and passed on.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics::{counter, gauge};
@@ -14,15 +14,20 @@ use tracing::{debug, warn};
 use super::config::FrontConfig;
 use super::dial::{Outward, session_id};
 use super::hello::Hello;
+use super::idle::Idle;
 use super::metrics_names::{CONNECTIONS_TOTAL, ConnectionResult, SESSIONS, SESSIONS_BROKEN_TOTAL};
 use super::pool::{BackendSession, Pool};
 use super::pump::{End, Pump, write_all};
 use super::search::{Caller, Found, NotFound, Search};
+use super::sources::{SourceLimits, Sources};
 use crate::shutdown::Scope;
 
 /// What a device hears on a port where the server speaks first, when nobody can be had (RFC 5321 §3.8; the text is
 /// Exchange's).
 const SERVICE_NOT_AVAILABLE: &[u8] = b"421 4.3.2 Service not available, closing transmission channel\r\n";
+/// And when it has too many of its own (Exchange's text for a per-source limit).
+const PER_SOURCE_LIMIT: &[u8] = b"421 4.3.2 The maximum number of concurrent server connections has exceeded a \
+    per-source limit, closing transmission channel\r\n";
 /// How long a device may take to accept a few bytes.
 const DEVICE_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failed accept (out of file descriptors, mostly): there is nothing to do but let sessions end.
@@ -40,8 +45,9 @@ pub(super) struct Forwarder {
     pool: Arc<Pool>,
     outward: Arc<Outward>,
     max_attempts: usize,
-    idle_timeout: Duration,
+    pub(super) idle: Arc<Idle>,
     hello_timeout: Duration,
+    sources: Arc<Mutex<Sources>>,
     places: Arc<Semaphore>,
     places_max: usize,
     sessions: Scope,
@@ -54,8 +60,12 @@ impl Forwarder {
             pool,
             outward,
             max_attempts: config.check.max_attempts,
-            idle_timeout: config.limits.idle_timeout,
+            idle: Idle::new(config.limits.idle_timeout),
             hello_timeout: config.limits.hello_timeout,
+            sources: Arc::new(Mutex::new(Sources::new(SourceLimits {
+                connections: config.limits.max_connections_per_source,
+                per_second: config.limits.connections_per_source_per_second,
+            }))),
             places: Arc::new(Semaphore::new(places_max)),
             places_max,
             sessions,
@@ -82,6 +92,14 @@ impl Forwarder {
                     continue;
                 }
             };
+            let Some(of_source) = OfSource::open(&self.sources, source.ip()) else {
+                count(ConnectionResult::SourceLimit);
+                debug!(source.addr = %source, service = service.port, "too many connections of one source");
+                if !service.implicit_tls {
+                    let _ = device.try_write(PER_SOURCE_LIMIT);
+                }
+                continue;
+            };
             let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
                 count(ConnectionResult::Limit);
                 debug!(source.addr = %source, service = service.port, "too many connections");
@@ -91,19 +109,13 @@ impl Forwarder {
                 }
                 continue;
             };
-            let this = Arc::clone(&self);
+            let (this, place) = (Arc::clone(&self), Place { _place: place, _of_source: of_source });
             self.sessions.spawn_until_ended(async move { this.serve(device, source, service, place).await });
         }
     }
 
     /// Finds a backend; copying is another, smaller task, so that what was needed for finding is freed.
-    async fn serve(
-        self: Arc<Self>,
-        mut device: TcpStream,
-        source: SocketAddr,
-        service: ServiceSocket,
-        place: OwnedSemaphorePermit,
-    ) {
+    async fn serve(self: Arc<Self>, mut device: TcpStream, source: SocketAddr, service: ServiceSocket, place: Place) {
         self.outward.sockets.apply(&device);
         let id = session_id();
         let found = match self.find(&device, source, service, &id).await {
@@ -128,7 +140,7 @@ impl Forwarder {
         count(ConnectionResult::Served);
         debug!(session.id = id, source.addr = %source, service = service.port, backend = %found.backend, "session opened");
         let Found { stream, backend, session, .. } = found;
-        let pump = Pump::new(device, stream, self.idle_timeout);
+        let pump = Pump::new(device, stream, Arc::clone(&self.idle));
         self.sessions.spawn_until_ended(copy(pump, id, backend, session, OpenSession::new(), place));
     }
 
@@ -150,14 +162,7 @@ fn count(result: ConnectionResult) {
     counter!(CONNECTIONS_TOTAL, "result" => result.as_str()).increment(1);
 }
 
-async fn copy(
-    pump: Pump,
-    id: String,
-    backend: Arc<str>,
-    session: BackendSession,
-    open: OpenSession,
-    place: OwnedSemaphorePermit,
-) {
+async fn copy(pump: Pump, id: String, backend: Arc<str>, session: BackendSession, open: OpenSession, place: Place) {
     let end = pump.await;
     drop((session, open, place));
     match end {
@@ -168,6 +173,30 @@ async fn copy(
             counter!(SESSIONS_BROKEN_TOTAL).increment(1);
             warn!(session.id = id, %backend, %error, "session broken by the backend");
         }
+    }
+}
+
+/// A device's place among all, and among those of its source, while its connection lives.
+struct Place {
+    _place: OwnedSemaphorePermit,
+    _of_source: OfSource,
+}
+
+struct OfSource {
+    sources: Arc<Mutex<Sources>>,
+    address: IpAddr,
+}
+
+impl OfSource {
+    fn open(sources: &Arc<Mutex<Sources>>, address: IpAddr) -> Option<Self> {
+        let opened = sources.lock().unwrap_or_else(PoisonError::into_inner).open(address, Instant::now());
+        opened.ok().map(|()| Self { sources: Arc::clone(sources), address })
+    }
+}
+
+impl Drop for OfSource {
+    fn drop(&mut self) {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).close(self.address);
     }
 }
 

@@ -20,6 +20,9 @@ pub const CHECK_FAILURES_TOTAL: &str = "posthouse_front_check_failures_total";
 /// Current patience with silent backends.
 pub const BANNER_TIMEOUT_SECONDS: &str = "posthouse_front_banner_timeout_seconds";
 
+/// 1 while no backend of the service is well and the least sick one is used; label `service`.
+pub const PANIC: &str = "posthouse_front_panic";
+
 /// How a connection began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionResult {
@@ -29,18 +32,21 @@ pub(super) enum ConnectionResult {
     Unserved,
     /// More than `limits.max_connections`.
     Limit,
+    /// More than one source may have, or faster than it may.
+    SourceLimit,
     /// The device left, or never spoke where it must speak first.
     Gone,
 }
 
 impl ConnectionResult {
-    const ALL: [Self; 4] = [Self::Served, Self::Unserved, Self::Limit, Self::Gone];
+    const ALL: [Self; 5] = [Self::Served, Self::Unserved, Self::Limit, Self::SourceLimit, Self::Gone];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Served => "served",
             Self::Unserved => "unserved",
             Self::Limit => "limit",
+            Self::SourceLimit => "source_limit",
             Self::Gone => "gone",
         }
     }
@@ -85,6 +91,7 @@ pub(super) fn register() {
     describe_counter!(SESSIONS_BROKEN_TOTAL, "Sessions that a backend reset after it had spoken.");
     describe_counter!(CHECK_FAILURES_TOTAL, "Checks of backends that failed.");
     describe_gauge!(BANNER_TIMEOUT_SECONDS, Unit::Seconds, "How long a backend may be silent now.");
+    describe_gauge!(PANIC, "1 while no backend of the service is well and the least sick one is used.");
     gauge!(SESSIONS).set(0.0);
     counter!(SESSIONS_BROKEN_TOTAL).absolute(0);
     for result in ConnectionResult::ALL {
@@ -93,6 +100,11 @@ pub(super) fn register() {
     for reason in RetryReason::ALL {
         counter!(RETRIES_TOTAL, "reason" => reason.as_str()).absolute(0);
     }
+}
+
+/// Registers the series of one service.
+pub(super) fn register_service(port: u16) {
+    gauge!(PANIC, "service" => port.to_string()).set(0.0);
 }
 
 /// Registers the series of one backend.

@@ -9,12 +9,18 @@ mod check;
 mod config;
 mod dial;
 mod forward;
+mod handover;
 mod hello;
+mod idle;
 pub mod metrics_names;
+mod open_files;
+mod orders;
 mod patience;
+mod pipes;
 mod pool;
 mod pump;
 mod search;
+mod sources;
 mod status;
 mod tasks;
 mod watch;
@@ -32,6 +38,8 @@ use tracing::{info, warn};
 
 pub use balance::Algorithm;
 pub use config::{CheckSection, FrontConfig, FrontSection, LimitsSection, ListenSection};
+pub use handover::{Handover, HandoverError, Inherited, Predecessor, take_over, until_succeeded};
+pub use orders::KeepKey;
 pub use status::{BackendStatus, FrontStatus, ListenerStatus};
 pub use watch::Dial;
 
@@ -39,6 +47,7 @@ use crate::proxy_protocol::FrontKey;
 use crate::shutdown::Scope;
 use dial::Outward;
 use forward::{Forwarder, ServiceSocket};
+use orders::Orders;
 use patience::Patience;
 use pool::Pool;
 use watch::Watching;
@@ -53,6 +62,10 @@ pub struct FrontOptions {
     pub dial: Arc<dyn Dial>,
     /// Members (name, or nothing, and RPC address) to ask when no backend is known yet.
     pub seeds: Vec<(String, String)>,
+    /// Keeps a new signing key across restarts.
+    pub keep_key: KeepKey,
+    /// Sockets of the process before this one, which are used instead of binding new ones.
+    pub inherited: Inherited,
 }
 
 /// Why a front cannot run.
@@ -102,6 +115,7 @@ struct Shared {
     pool: Arc<Pool>,
     forwarder: Arc<Forwarder>,
     listeners: Vec<(SocketAddr, u16)>,
+    orders: Arc<Orders>,
     is_draining: AtomicBool,
 }
 
@@ -116,17 +130,20 @@ impl FrontHandle {
             .map(|(address, port)| ListenerStatus { address: address.to_string(), service_port: *port })
             .collect();
         let backends = shared.pool.status();
-        let draining = shared.is_draining.load(Ordering::Relaxed);
+        let (stopping, drained) = (shared.is_draining.load(Ordering::Relaxed), shared.orders.is_draining());
         let mut reasons = status::unserved(&listeners, &backends);
-        if draining {
+        if stopping {
             reasons.insert(0, "draining: the front is stopping".to_owned());
+        } else if drained {
+            reasons.insert(0, "draining: an administrator drains this front".to_owned());
         }
         FrontStatus {
             name: shared.name.clone(),
             ready: reasons.is_empty(),
             reasons,
-            draining,
+            draining: stopping || drained,
             sessions: shared.forwarder.sessions(),
+            signing_key_id: shared.orders.key_id(),
             revision: shared.pool.known().borrow().revision,
             listeners,
             backends,
@@ -146,14 +163,15 @@ impl Front {
     /// # Errors
     /// When the data directory or a socket cannot be had.
     pub async fn bind(options: FrontOptions) -> Result<Self, FrontError> {
-        let FrontOptions { config, key, dial, seeds } = options;
+        let FrontOptions { config, key, dial, seeds, keep_key, mut inherited } = options;
         metrics_names::register();
+        open_files::raise(&config.limits);
         let data_dir = config.front.data_dir.clone();
         tokio::fs::create_dir_all(&data_dir)
             .await
             .map_err(|source| FrontError::DataDir { path: data_dir.clone(), source })?;
         let patience = Patience::new(config.check.banner_timeout, config.check.banner_timeout_max);
-        let pool = Arc::new(Pool::new(config.check.policy(), config.front.balance, patience));
+        let pool = Arc::new(Pool::new(config.check.policy(), config.front.balance, config.check.slowstart, patience));
         if let Some(set) = watch::load(watch::known_path(&data_dir)).await {
             info!(revision = set.revision, backends = set.backends.len(), "last known backends read");
             pool.restore(set);
@@ -162,7 +180,12 @@ impl Front {
         let mut listeners = Vec::new();
         for section in &config.listen {
             let failed = |source| FrontError::Listen { address: section.address, source };
-            let listener = listen(section.address).map_err(failed)?;
+            let listener = match inherited.take(section.address) {
+                Some(listener) => listener,
+                None => listen(section.address),
+            };
+            let listener = listener.map_err(failed)?;
+            metrics_names::register_service(section.service());
             listeners.push((listener.local_addr().map_err(failed)?, section.service()));
             let socket = ServiceSocket { port: section.service(), implicit_tls: section.is_implicit_tls() };
             sockets.push((listener, socket));
@@ -174,11 +197,34 @@ impl Front {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             source_addresses: config.front.dial_from.iter().map(ToString::to_string).collect(),
             http_address: config.front.http.to_string(),
+            signing_key_id: String::new(),
         };
-        let watching = Arc::new(Watching { pool: Arc::clone(&pool), dial, seeds, request });
         let name = config.front.name.clone();
-        let shared = Shared { name, pool, forwarder, listeners, is_draining: AtomicBool::new(false) };
-        Ok(Self { config, watching, outward, sockets, sessions, handle: FrontHandle { shared: Arc::new(shared) } })
+        let orders = Arc::new(Orders::new(name.clone(), Arc::clone(&outward), keep_key));
+        let shared = Shared {
+            name,
+            pool: Arc::clone(&pool),
+            forwarder,
+            listeners,
+            orders: Arc::clone(&orders),
+            is_draining: AtomicBool::new(false),
+        };
+        let handle = FrontHandle { shared: Arc::new(shared) };
+        let reporting = handle.clone();
+        let report = Arc::new(move || reporting.status().report());
+        let watching = Arc::new(Watching { pool, dial, seeds, request, silence: watch::SILENCE, orders, report });
+        Ok(Self { config, watching, outward, sockets, sessions, handle })
+    }
+
+    /// Adds the sockets for devices to those that a successor is given.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn add_to(&self, handover: &mut Handover) -> std::io::Result<()> {
+        for (section, (listener, _)) in self.config.listen.iter().zip(&self.sockets) {
+            handover.add_listen(section.address, listener)?;
+        }
+        Ok(())
     }
 
     /// Asks this front how it is, also while it runs.
@@ -199,6 +245,7 @@ impl Front {
         background.spawn(watch::persist(shared.pool.known(), known_path, background.clone()));
         background.spawn(check::run(Arc::clone(&shared.pool), outward, config.check.clone(), background.clone()));
         background.spawn(watch::run(watching, background.clone()));
+        background.spawn(Arc::clone(&shared.forwarder.idle).sweep(background.clone()));
         let accepting = scope.child();
         for (listener, service) in sockets {
             accepting.spawn(Arc::clone(&shared.forwarder).accept(listener, service, accepting.clone()));

@@ -1,7 +1,8 @@
 //! The backends of this front: what the cluster says of them, what each says of itself, what checks and connections
 //! found. Writers hold a short lock and publish; an accept reads what was published and takes no lock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,12 +12,12 @@ use metrics::{counter, gauge};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::backend::{Administrative, CheckPolicy, Counter, Flip, Readiness, Standing, standing};
-use super::balance::{Algorithm, Candidate, pick};
+use super::balance::{Algorithm, Candidate, affinity, pick};
 use super::check::CheckFailure;
-use super::metrics_names::{self, BACKEND_ELIGIBLE, BACKEND_UP, BANNER_TIMEOUT_SECONDS, CHECK_FAILURES_TOTAL};
+use super::metrics_names::{self, BACKEND_ELIGIBLE, BACKEND_UP, BANNER_TIMEOUT_SECONDS, CHECK_FAILURES_TOTAL, PANIC};
 use super::patience::Patience;
 use super::status::BackendStatus;
 
@@ -60,6 +61,7 @@ pub(super) struct KnownSet {
 pub(super) struct Pool {
     policy: CheckPolicy,
     algorithm: Algorithm,
+    slowstart: Duration,
     inner: Mutex<Inner>,
     published: ArcSwap<Vec<Published>>,
     known: watch::Sender<Arc<KnownSet>>,
@@ -72,11 +74,15 @@ struct Inner {
     /// Whether the set came from a node of this cluster, and not from the file.
     is_live: bool,
     entries: BTreeMap<String, Entry>,
+    /// Services of which no backend is well.
+    panicking: BTreeSet<u16>,
 }
 
 struct Entry {
     known: Known,
     counter: Counter,
+    /// Since when it is in rotation: its slow start began then.
+    well_since: Option<Instant>,
     readiness: Readiness,
     last_failure: String,
     sessions: Arc<AtomicUsize>,
@@ -94,8 +100,23 @@ struct Published {
     name: Arc<str>,
     services: Vec<Service>,
     weight: u32,
+    well_since: Option<Instant>,
     standing: Standing,
     sessions: Arc<AtomicUsize>,
+}
+
+/// A weight of 1 in full, so that a slow start has steps.
+const WEIGHT_SCALE: u32 = 100;
+/// Where a slow start begins.
+const SLOWSTART_MIN_PERCENT: u32 = 10;
+
+/// A backend's share at `now`, in hundredths of a weight.
+fn effective_weight(weight: u32, well_since: Option<Instant>, slowstart: Duration, now: Instant) -> u32 {
+    let Some(since) = well_since.map(|at| now.saturating_duration_since(at)).filter(|since| *since < slowstart) else {
+        return weight.saturating_mul(WEIGHT_SCALE);
+    };
+    let percent = (since.as_secs_f64() / slowstart.as_secs_f64() * 100.0) as u32;
+    weight.saturating_mul(WEIGHT_SCALE) * percent.max(SLOWSTART_MIN_PERCENT) / 100
 }
 
 /// A backend that was picked for one device. Counts as a session until it is dropped.
@@ -105,6 +126,29 @@ pub(super) struct Picked {
     /// Nobody better is known, and this one hears no leader.
     pub is_stale: bool,
     pub session: BackendSession,
+}
+
+/// Says which services have no backend that is well, when that turns. The least sick one is used all the same, and
+/// somebody has to come and look.
+fn look_for_panic(inner: &mut Inner) {
+    let all: BTreeSet<u16> =
+        inner.entries.values().flat_map(|entry| entry.known.services.iter()).map(|s| s.port).collect();
+    let has = |port: u16, is: fn(Standing) -> bool| {
+        let mut having = inner.entries.values().filter(|entry| entry.known.services.iter().any(|s| s.port == port));
+        having.any(|entry| is(entry.standing()))
+    };
+    let now: BTreeSet<u16> = all.iter().copied().filter(|port| !has(*port, Standing::is_eligible)).collect();
+    for port in now.difference(&inner.panicking) {
+        let least_sick = if has(*port, Standing::is_usable) { "used" } else { "none can be used" };
+        error!(service = port, least_sick, "no backend of this service is well");
+    }
+    for port in inner.panicking.difference(&now) {
+        info!(service = port, "a backend of this service is well again");
+    }
+    for port in all {
+        gauge!(PANIC, "service" => port.to_string()).set(f64::from(u8::from(now.contains(&port))));
+    }
+    inner.panicking = now;
 }
 
 /// Counts one session of a backend while it lives.
@@ -124,10 +168,11 @@ impl Drop for BackendSession {
 }
 
 impl Pool {
-    pub(super) fn new(policy: CheckPolicy, algorithm: Algorithm, patience: Patience) -> Self {
+    pub(super) fn new(policy: CheckPolicy, algorithm: Algorithm, slowstart: Duration, patience: Patience) -> Self {
         Self {
             policy,
             algorithm,
+            slowstart,
             inner: Mutex::default(),
             published: ArcSwap::default(),
             known: watch::Sender::default(),
@@ -196,6 +241,7 @@ impl Pool {
             let entry = Entry {
                 known: known.clone(),
                 counter: Counter::default(),
+                well_since: None,
                 readiness: Readiness::Unknown,
                 last_failure: String::new(),
                 sessions: Arc::default(),
@@ -207,16 +253,26 @@ impl Pool {
         self.known.send_replace(Arc::new(set));
     }
 
-    fn publish(&self, inner: &Inner) {
+    fn publish(&self, inner: &mut Inner) {
+        let now = Instant::now();
+        for entry in inner.entries.values_mut() {
+            match (entry.standing().is_eligible(), entry.well_since) {
+                (true, None) => entry.well_since = Some(now),
+                (false, Some(_)) => entry.well_since = None,
+                _ => {}
+            }
+        }
+        look_for_panic(inner);
         let published = inner.entries.iter().map(|(name, entry)| {
             let standing = entry.standing();
-            let is_eligible = standing <= Standing::Leaderless;
+            let is_eligible = standing.is_eligible();
             gauge!(BACKEND_UP, "backend" => name.clone()).set(f64::from(u8::from(entry.counter.is_up())));
             gauge!(BACKEND_ELIGIBLE, "backend" => name.clone()).set(f64::from(u8::from(is_eligible)));
             Published {
                 name: name.as_str().into(),
                 services: entry.known.services.clone(),
                 weight: entry.known.weight,
+                well_since: entry.well_since,
                 standing,
                 sessions: Arc::clone(&entry.sessions),
             }
@@ -234,10 +290,12 @@ impl Pool {
         match &readiness {
             Readiness::Unknown => info!(backend = %node, "backend's readiness is unknown"),
             Readiness::Ready { has_leader } => info!(backend = %node, has_leader, "backend is ready"),
-            Readiness::NotReady(reason) => info!(backend = %node, %reason, "backend is not ready"),
+            Readiness::NotReady { reason, refuses } => {
+                info!(backend = %node, %reason, refuses, "backend is not ready");
+            }
         }
         entry.readiness = readiness;
-        self.publish(&inner);
+        self.publish(&mut inner);
     }
 
     /// Counts a check that passed. Answers whether the backend's state is still changing.
@@ -267,7 +325,7 @@ impl Pool {
         }
         let (is_changing, is_moved) = (entry.counter.is_changing(), before != entry.standing());
         if is_moved {
-            self.publish(&inner);
+            self.publish(&mut inner);
         }
         is_changing
     }
@@ -289,18 +347,22 @@ impl Pool {
         self.turn.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Picks a backend that serves `port` and was not tried.
-    pub(super) fn pick(&self, port: u16, turn: usize, tried: &[Arc<str>]) -> Option<Picked> {
-        let published = self.published.load();
+    /// Picks a backend that serves `port` and was not tried, for the device at `source`.
+    pub(super) fn pick(&self, port: u16, source: IpAddr, turn: usize, tried: &[Arc<str>]) -> Option<Picked> {
+        let (published, now) = (self.published.load(), Instant::now());
         let (backends, candidates): (Vec<_>, Vec<_>) = published
             .iter()
             .filter_map(|backend| {
                 let service = backend.services.iter().find(|service| service.port == port)?;
                 let candidate = Candidate {
                     standing: backend.standing,
-                    weight: backend.weight,
+                    weight: effective_weight(backend.weight, backend.well_since, self.slowstart, now),
                     sessions: backend.sessions.load(Ordering::Relaxed),
                     tried: tried.contains(&backend.name),
+                    affinity: match self.algorithm {
+                        Algorithm::SourceHash => affinity(source, &backend.name),
+                        Algorithm::LeastConnections | Algorithm::RoundRobin => 0,
+                    },
                 };
                 Some(((backend, service), candidate))
             })
@@ -346,13 +408,20 @@ impl Pool {
             let (is_ready, reason, has_leader) = match &entry.readiness {
                 Readiness::Unknown => (None, String::new(), None),
                 Readiness::Ready { has_leader } => (Some(true), String::new(), Some(*has_leader)),
-                Readiness::NotReady(reason) => (Some(false), reason.clone(), None),
+                Readiness::NotReady { reason, .. } => (Some(false), reason.clone(), None),
             };
             BackendStatus {
                 name: name.clone(),
                 state: Administrative::from_wire(&entry.known.state).as_str(),
                 up: entry.counter.is_up(),
-                eligible: entry.standing() <= Standing::Leaderless,
+                eligible: entry.standing().is_eligible(),
+                weight: entry.known.weight,
+                effective_weight_percent: effective_weight(
+                    entry.known.weight,
+                    entry.well_since,
+                    self.slowstart,
+                    Instant::now(),
+                ),
                 ready: is_ready,
                 reason,
                 has_leader,
@@ -373,7 +442,7 @@ pub(super) mod tests {
 
     pub(in crate::front) fn pool() -> Arc<Pool> {
         let patience = Patience::new(Duration::from_millis(300), Duration::from_secs(2));
-        Arc::new(Pool::new(CheckPolicy { rise: 1, fall: 2 }, Algorithm::LeastConnections, patience))
+        Arc::new(Pool::new(CheckPolicy { rise: 1, fall: 2 }, Algorithm::LeastConnections, Duration::ZERO, patience))
     }
 
     pub(in crate::front) fn known(node: &str, state: &str, address: &str) -> Known {
@@ -390,8 +459,10 @@ pub(super) mod tests {
         KnownSet { cluster_id: "c".to_owned(), revision, backends }
     }
 
+    const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     fn picked(pool: &Pool) -> Option<String> {
-        pool.pick(25, 0, &[]).map(|picked| picked.name.to_string())
+        pool.pick(25, SOURCE, 0, &[]).map(|picked| picked.name.to_string())
     }
 
     #[test]
@@ -430,16 +501,42 @@ pub(super) mod tests {
         pool.learn(set(1, vec![known("n1", "active", ""), known("n2", "active", "")]));
         pool.succeeded("n1");
         pool.succeeded("n2");
-        pool.node_said("n1", Readiness::NotReady("spool: disk full".to_owned()));
+        let full = |refuses| Readiness::NotReady { reason: "disk: full".to_owned(), refuses };
+        pool.node_said("n1", full(false));
         for _ in 0..3 {
             assert_eq!(picked(&pool).as_deref(), Some("n2"));
         }
         pool.node_said("n2", Readiness::Ready { has_leader: false });
-        let choice = pool.pick(25, 0, &[]).unwrap();
+        let choice = pool.pick(25, SOURCE, 0, &[]).unwrap();
         assert!(&*choice.name == "n2" && choice.is_stale);
         pool.failed("n2", &CheckFailure::Silent);
         pool.failed("n2", &CheckFailure::Silent);
-        assert_eq!(picked(&pool).as_deref(), Some("n1"));
+        assert_eq!(picked(&pool).as_deref(), Some("n1"), "panic floor: not ready, and better than one that is down");
+        pool.node_said("n1", full(true));
+        assert_eq!(picked(&pool).as_deref(), Some("n2"), "one that says that it refuses is no resort at all");
+    }
+
+    #[test]
+    fn a_backend_that_came_up_gets_its_share_by_and_by() {
+        let (now, slow) = (Instant::now(), Duration::from_secs(10));
+        let at = |seconds| effective_weight(2, Some(now), slow, now + Duration::from_secs(seconds));
+        assert_eq!((at(0), at(5), at(10), at(99)), (20, 100, 200, 200));
+        assert_eq!(effective_weight(1, Some(now), Duration::ZERO, now), 100, "no slow start");
+    }
+
+    #[test]
+    fn panic_is_said_per_service_and_taken_back() {
+        let pool = pool();
+        pool.learn(set(1, vec![known("n1", "active", ""), known("n2", "active", "")]));
+        let panics = |pool: &Pool| pool.inner().panicking.contains(&25);
+        assert!(panics(&pool), "nobody has been seen well yet");
+        pool.succeeded("n1");
+        assert!(!panics(&pool));
+        pool.node_said("n1", Readiness::NotReady { reason: "disk: full".to_owned(), refuses: false });
+        assert!(panics(&pool));
+        assert_eq!(picked(&pool).as_deref(), Some("n1"), "and mail goes on");
+        pool.node_said("n1", Readiness::Ready { has_leader: false });
+        assert!(!panics(&pool), "without a leader is well enough when nobody has one");
     }
 
     #[test]
@@ -447,7 +544,7 @@ pub(super) mod tests {
         let pool = pool();
         pool.learn(set(1, vec![known("n1", "active", "")]));
         pool.succeeded("n1");
-        assert!(pool.pick(587, 0, &[]).is_none());
+        assert!(pool.pick(587, SOURCE, 0, &[]).is_none());
     }
 
     #[test]
@@ -456,8 +553,8 @@ pub(super) mod tests {
         pool.learn(set(1, vec![known("n1", "active", ""), known("n2", "active", "")]));
         pool.succeeded("n1");
         pool.succeeded("n2");
-        let first = pool.pick(25, 0, &[]).unwrap();
-        let second = pool.pick(25, 0, &[]).unwrap();
+        let first = pool.pick(25, SOURCE, 0, &[]).unwrap();
+        let second = pool.pick(25, SOURCE, 0, &[]).unwrap();
         assert_ne!(first.name, second.name);
         drop(first);
         assert_eq!(pool.status().iter().map(|backend| backend.sessions).sum::<usize>(), 1);

@@ -1,19 +1,27 @@
 //! Copies bytes both ways until both sides have finished. One small future per session: while nothing moves it holds
-//! no buffer; bytes that the other side cannot take yet wait on the heap, and only then is nothing more read.
+//! no buffer and no pipe. A buffer per thread serves all sessions, because a read is written on at once; when one
+//! read fills it, more is coming, and the bytes go on through a pipe without being copied (`splice(2)`). What the
+//! other side cannot take yet waits on the heap or in the pipe, and only then is nothing more read.
 
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::AsyncWrite;
+use rustix::pipe::{SpliceFlags, splice};
+use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep};
 
-/// One read. Larger only helps streams, which a mail session rarely is.
+use super::idle::{Idle, Mark};
+use super::pipes::{PIPE_BYTES, Pipe};
+
+/// One read. Larger only helps streams, and those are spliced.
 const BUFFER_BYTES: usize = 64 * 1024;
+/// After so many moves in one go the other sessions of the thread have their turn.
+const MOVES_MAX: u32 = 16;
 
 thread_local! {
     /// Shared by all sessions of a worker: a read is written on at once, within one poll.
@@ -42,18 +50,27 @@ pub(super) struct Pump {
     backend: TcpStream,
     up: Way,
     down: Way,
-    idle_timeout: Duration,
-    has_moved: bool,
-    idle: Pin<Box<Sleep>>,
+    idle: Arc<Idle>,
+    mark: Arc<Mark>,
 }
 
 /// One direction.
 #[derive(Default)]
 struct Way {
     state: WayState,
-    /// Read and not yet written.
-    rest: Vec<u8>,
-    written: usize,
+    held: Held,
+}
+
+/// What was read and is not yet written.
+#[derive(Default)]
+enum Held {
+    /// Nothing: an idle session holds nothing.
+    #[default]
+    Nothing,
+    /// The rest of a buffer.
+    Bytes { bytes: Box<[u8]>, written: usize },
+    /// So many bytes in a pipe. With none it is about to be filled again, or given back.
+    Piped { pipe: Box<Pipe>, bytes: usize },
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -71,30 +88,9 @@ enum Broke {
 }
 
 impl Pump {
-    pub(super) fn new(device: TcpStream, backend: TcpStream, idle_timeout: Duration) -> Self {
-        Self {
-            device,
-            backend,
-            up: Way::default(),
-            down: Way::default(),
-            idle_timeout,
-            has_moved: false,
-            idle: Box::pin(sleep(idle_timeout)),
-        }
-    }
-
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            ready!(self.idle.as_mut().poll(cx));
-            if !self.has_moved {
-                return Poll::Ready(());
-            }
-            // Moving a timer at each byte would cost more than the copying: it is looked at when it fires, and a
-            // session is cut after one to two times its limit.
-            self.has_moved = false;
-            let timeout = self.idle_timeout;
-            self.idle.as_mut().reset(Instant::now() + timeout);
-        }
+    pub(super) fn new(device: TcpStream, backend: TcpStream, idle: Arc<Idle>) -> Self {
+        let mark = idle.watch();
+        Self { device, backend, up: Way::default(), down: Way::default(), idle, mark }
     }
 }
 
@@ -103,7 +99,7 @@ impl Future for Pump {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<End> {
         let this = self.get_mut();
-        let up = this.up.poll(cx, &this.device, &this.backend, &mut this.has_moved);
+        let up = this.up.poll(cx, &this.device, &this.backend, &this.mark);
         if let Poll::Ready(Err(broke)) = up {
             return Poll::Ready(match broke {
                 Broke::Reading(error) => End::DeviceBroke(error),
@@ -111,7 +107,7 @@ impl Future for Pump {
             });
         }
         let backend_was_copying = this.down.state == WayState::Copying;
-        let down = this.down.poll(cx, &this.backend, &this.device, &mut this.has_moved);
+        let down = this.down.poll(cx, &this.backend, &this.device, &this.mark);
         if let Poll::Ready(Err(broke)) = down {
             return Poll::Ready(match broke {
                 Broke::Reading(error) => End::BackendBroke(error),
@@ -122,35 +118,26 @@ impl Future for Pump {
             return Poll::Ready(End::Finished);
         }
         if backend_was_copying && this.down.state != WayState::Copying {
-            this.idle_timeout = this.idle_timeout.min(FIN_TIMEOUT);
-            let timeout = this.idle_timeout;
-            this.idle.as_mut().reset(Instant::now() + timeout);
+            this.idle.hurry(&this.mark, FIN_TIMEOUT);
         }
-        this.poll_idle(cx).map(|()| End::Idle)
+        this.mark.poll_over(cx).map(|()| End::Idle)
     }
 }
 
 impl Way {
     /// Copies until nothing moves. Ready when this direction is closed.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &TcpStream,
-        to: &TcpStream,
-        has_moved: &mut bool,
-    ) -> Poll<Result<(), Broke>> {
+    fn poll(&mut self, cx: &mut Context<'_>, from: &TcpStream, to: &TcpStream, mark: &Mark) -> Poll<Result<(), Broke>> {
+        let mut moves = 0;
         loop {
-            if !self.rest.is_empty() {
-                match ready!(to.poll_write_ready(cx)).and_then(|()| to.try_write(&self.rest[self.written..])) {
-                    Ok(count) => {
-                        *has_moved = true;
-                        self.written += count;
-                        if self.written == self.rest.len() {
-                            (self.rest, self.written) = (Vec::new(), 0);
-                        }
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Poll::Ready(Err(Broke::Writing(error))),
+            if moves >= MOVES_MAX {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if self.holds_bytes() {
+                ready!(to.poll_write_ready(cx)).map_err(Broke::Writing)?;
+                if self.write_on(to).map_err(Broke::Writing)? {
+                    mark.moved();
+                    moves += 1;
                 }
                 continue;
             }
@@ -158,42 +145,108 @@ impl Way {
                 WayState::Closed => return Poll::Ready(Ok(())),
                 WayState::Closing => {
                     self.state = WayState::Closed;
+                    self.let_go();
                     // RFC 9293 §3.6: one direction ends, the other may still have much to say. A peer that has reset
                     // meanwhile shows that in the other direction.
                     let _ = socket2::SockRef::from(to).shutdown(std::net::Shutdown::Write);
                 }
                 WayState::Copying => {
-                    ready!(from.poll_read_ready(cx)).map_err(Broke::Reading)?;
-                    self.copy_once(from, to, has_moved)?;
+                    let Poll::Ready(ready) = from.poll_read_ready(cx) else {
+                        self.let_go();
+                        return Poll::Pending;
+                    };
+                    ready.map_err(Broke::Reading)?;
+                    if self.read_once(from, to)? {
+                        mark.moved();
+                        moves += 1;
+                    }
                 }
             }
         }
     }
 
-    fn copy_once(&mut self, from: &TcpStream, to: &TcpStream, has_moved: &mut bool) -> Result<(), Broke> {
+    fn holds_bytes(&self) -> bool {
+        !matches!(self.held, Held::Nothing | Held::Piped { bytes: 0, .. })
+    }
+
+    /// Gives an empty pipe back.
+    fn let_go(&mut self) {
+        if let Held::Piped { pipe, bytes: 0 } = std::mem::take(&mut self.held) {
+            pipe.give_back();
+        }
+    }
+
+    /// Writes some of what is held. Answers whether anything moved.
+    fn write_on(&mut self, to: &TcpStream) -> io::Result<bool> {
+        let moved = match &mut self.held {
+            Held::Nothing => return Ok(false),
+            Held::Bytes { bytes, written } => to.try_write(&bytes[*written..]).inspect(|count| *written += count),
+            Held::Piped { pipe, bytes } => {
+                // SPLICE_F_MORE is not set: the last segment of a letter must not wait for another one.
+                let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+                let moved = to.try_io(Interest::WRITABLE, || Ok(splice(&pipe.read, None, to, None, *bytes, flags)?));
+                moved.inspect(|count| *bytes = bytes.saturating_sub(*count))
+            }
+        };
+        if let Held::Bytes { bytes, written } = &self.held
+            && *written >= bytes.len()
+        {
+            self.held = Held::Nothing;
+        }
+        match moved {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads once, into the pipe if one is held, else into the thread's buffer. Answers whether anything moved.
+    fn read_once(&mut self, from: &TcpStream, to: &TcpStream) -> Result<bool, Broke> {
+        if let Held::Piped { pipe, bytes } = &mut self.held {
+            let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+            // The pipe is empty: that it would block means that the socket has nothing.
+            let read =
+                from.try_io(Interest::READABLE, || Ok(splice(from, None, &pipe.write, None, PIPE_BYTES, flags)?));
+            return match read {
+                Ok(0) => {
+                    self.state = WayState::Closing;
+                    Ok(false)
+                }
+                Ok(count) => {
+                    *bytes = count;
+                    Ok(true)
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+                Err(error) => Err(Broke::Reading(error)),
+            };
+        }
         BUFFER.with_borrow_mut(|buffer| {
             let count = match from.try_read(buffer) {
                 Ok(0) => {
                     self.state = WayState::Closing;
-                    return Ok(());
+                    return Ok(false);
                 }
                 Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(Broke::Reading(error)),
             };
-            *has_moved = true;
             let mut bytes = &buffer[..count];
             while !bytes.is_empty() {
                 match to.try_write(bytes) {
                     Ok(written) => bytes = &bytes[written..],
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        self.rest = bytes.to_vec();
-                        break;
+                        self.held = Held::Bytes { bytes: bytes.into(), written: 0 };
+                        return Ok(true);
                     }
                     Err(error) => return Err(Broke::Writing(error)),
                 }
             }
-            Ok(())
+            if count == BUFFER_BYTES
+                && let Some(pipe) = Pipe::borrow()
+            {
+                self.held = Held::Piped { pipe: Box::new(pipe), bytes: 0 };
+            }
+            Ok(true)
         })
     }
 }
@@ -222,8 +275,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+    use tokio::time::{Instant, sleep};
 
     use super::*;
+    use crate::shutdown::Scope;
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -235,7 +290,8 @@ mod tests {
     async fn all_bytes_arrive_both_ways_also_when_the_reader_is_slow_and_after_a_half_close() {
         let (mut device, device_side) = pair().await;
         let (backend_side, mut backend) = pair().await;
-        let pump = Pump::new(device_side, backend_side, Duration::from_secs(20));
+        let idle = Idle::new(Duration::from_secs(20));
+        let pump = Pump::new(device_side, backend_side, idle);
         let letter: Vec<u8> = (0..8_000_000u32).map(|at| (at % 251) as u8).collect();
         let sent = letter.clone();
         let device_task = async move {
@@ -265,7 +321,9 @@ mod tests {
     async fn a_session_that_says_nothing_ends_and_one_that_does_lives() {
         let (_device, device_side) = pair().await;
         let (backend_side, mut backend) = pair().await;
-        let pump = Pump::new(device_side, backend_side, Duration::from_millis(200));
+        let (idle, scope) = (Idle::new(Duration::from_millis(200)), Scope::new());
+        scope.spawn(Arc::clone(&idle).sweep(scope.clone()));
+        let pump = Pump::new(device_side, backend_side, idle);
         let started = Instant::now();
         let speak = async {
             for _ in 0..5 {
@@ -284,7 +342,41 @@ mod tests {
         let (backend_side, backend) = pair().await;
         socket2::SockRef::from(&backend).set_linger(Some(Duration::ZERO)).unwrap();
         drop(backend);
-        let end = Pump::new(device_side, backend_side, Duration::from_secs(20)).await;
+        let end = Pump::new(device_side, backend_side, Idle::new(Duration::from_secs(20))).await;
         assert!(matches!(end, End::BackendBroke(_)), "{end:?}");
+    }
+
+    #[tokio::test]
+    async fn a_pipe_that_is_half_drained_loses_and_repeats_nothing() {
+        // The reader takes a little, pauses, and takes again: the pipe is left half full many times.
+        let (device, device_side) = pair().await;
+        let (backend_side, mut backend) = pair().await;
+        let pump = Pump::new(device_side, backend_side, Idle::new(Duration::from_secs(20)));
+        let letter: Vec<u8> = (0..12_000_000u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let sent = letter.clone();
+        let device_task = async move {
+            let mut device = device;
+            device.write_all(&sent).await.unwrap();
+            device.shutdown().await.unwrap();
+            let mut rest = Vec::new();
+            device.read_to_end(&mut rest).await.unwrap();
+        };
+        let backend_task = async move {
+            let (mut got, mut buffer) = (Vec::new(), vec![0; 300_000]);
+            for round in 0.. {
+                match backend.read(&mut buffer).await.unwrap() {
+                    0 => break,
+                    count => got.extend_from_slice(&buffer[..count]),
+                }
+                if round % 7 == 0 {
+                    sleep(Duration::from_millis(1)).await;
+                }
+            }
+            got
+        };
+        let (end, (), got) = tokio::join!(pump, device_task, backend_task);
+        assert!(matches!(end, End::Finished), "{end:?}");
+        assert!(got == letter, "{} of {} bytes", got.len(), letter.len());
+        assert!(Pipe::kept() > 0, "nothing was spliced");
     }
 }

@@ -109,7 +109,10 @@ impl<'a> Search<'a> {
     /// Tells one more backend about the device. Answers whether there was one.
     async fn offer(&mut self) -> bool {
         while self.tried.len() < self.attempts_max {
-            let Some(picked) = self.pool.pick(self.caller.service, self.turn, &self.tried) else { return false };
+            let Some(picked) = self.pool.pick(self.caller.service, self.caller.source.ip(), self.turn, &self.tried)
+            else {
+                return false;
+            };
             self.tried.push(Arc::clone(&picked.name));
             let backend = Arc::clone(&picked.name);
             match self.tell(picked).await {

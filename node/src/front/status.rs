@@ -1,5 +1,6 @@
 //! What a front says of itself: for `/readyz`, for people, and for whoever holds the VIP.
 
+use posthouse_proto::v1;
 use serde::Serialize;
 
 /// A front and its backends at one moment.
@@ -11,10 +12,12 @@ pub struct FrontStatus {
     pub ready: bool,
     /// Why not.
     pub reasons: Vec<String>,
-    /// It is stopping: nothing new is accepted.
+    /// It is stopping, or an administrator drains it: the VIP should go elsewhere. What arrives is served all the same.
     pub draining: bool,
     /// Devices that are connected now.
     pub sessions: usize,
+    /// The key that it signs with.
+    pub signing_key_id: String,
     /// The revision of the cluster's state that the backends were read from.
     pub revision: u64,
     /// Where devices connect.
@@ -43,6 +46,10 @@ pub struct BackendStatus {
     pub up: bool,
     /// Whether it takes new connections.
     pub eligible: bool,
+    /// Its share beside the others'.
+    pub weight: u32,
+    /// What it gets now, in hundredths of a weight: less than its share during its slow start.
+    pub effective_weight_percent: u32,
     /// What the node says of itself; nothing without a stream.
     pub ready: Option<bool>,
     /// Why the node says it is not ready.
@@ -60,6 +67,45 @@ pub struct BackendStatus {
 }
 
 impl FrontStatus {
+    /// The same, for the nodes.
+    #[must_use]
+    pub fn report(&self) -> v1::FrontReport {
+        let backends = self.backends.iter().map(|backend| v1::FrontBackendStatus {
+            node: backend.name.clone(),
+            state: backend.state.to_owned(),
+            up: backend.up,
+            eligible: backend.eligible,
+            readiness: match backend.ready {
+                None => "unknown",
+                Some(true) => "ready",
+                Some(false) => "not ready",
+            }
+            .to_owned(),
+            reason: backend.reason.clone(),
+            sessions: backend.sessions as u64,
+            weight: backend.weight,
+            effective_weight_percent: backend.effective_weight_percent,
+            failures: backend.failures,
+            last_failure: backend.last_failure.clone(),
+            services: backend.services.iter().map(|port| u32::from(*port)).collect(),
+        });
+        let listeners = self.listeners.iter().map(|listener| v1::FrontListener {
+            address: listener.address.clone(),
+            service_port: u32::from(listener.service_port),
+        });
+        v1::FrontReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ready: self.ready,
+            reasons: self.reasons.clone(),
+            draining: self.draining,
+            sessions: self.sessions as u64,
+            revision: self.revision,
+            signing_key_id: self.signing_key_id.clone(),
+            listeners: listeners.collect(),
+            backends: backends.collect(),
+        }
+    }
+
     /// The lines of `/readyz?verbose`, in the manner of Kubernetes.
     #[must_use]
     pub fn verbose(&self) -> String {

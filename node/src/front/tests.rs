@@ -37,8 +37,14 @@ impl House {
         let dir = tempfile::tempdir().unwrap();
         let set = KnownSet { cluster_id: "c".to_owned(), revision: 1, backends };
         std::fs::write(watch::known_path(dir.path()), serde_json::to_vec(&set).unwrap()).unwrap();
-        let options =
-            FrontOptions { config: config(dir.path(), more), key: key(), dial: Arc::new(NoCluster), seeds: vec![] };
+        let options = FrontOptions {
+            config: config(dir.path(), more),
+            key: key(),
+            dial: Arc::new(NoCluster),
+            seeds: vec![],
+            keep_key: Arc::new(|_| Ok(())),
+            inherited: Inherited::default(),
+        };
         let front = Front::bind(options).await.unwrap();
         let (handle, scope) = (front.handle(), Scope::new());
         let inner = scope.clone();
@@ -311,7 +317,14 @@ async fn an_address_that_is_taken_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let mut config = config(dir.path(), "");
     config.listen[0].address = taken.local_addr().unwrap();
-    let options = FrontOptions { config, key: key(), dial: Arc::new(NoCluster), seeds: vec![] };
+    let options = FrontOptions {
+        config,
+        key: key(),
+        dial: Arc::new(NoCluster),
+        seeds: vec![],
+        keep_key: Arc::new(|_| Ok(())),
+        inherited: Inherited::default(),
+    };
     let Err(error) = Front::bind(options).await else { panic!("bound twice") };
     assert!(error.to_string().contains(&taken.local_addr().unwrap().to_string()), "{error}");
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use posthouse_proto::v1::front_link_client::FrontLinkClient;
-use posthouse_proto::v1::{FrontView, WatchRequest};
+use posthouse_proto::v1::{FrontReport, FrontView, WatchRequest};
 use rand::Rng;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::backend::Readiness;
 use super::check::CheckFailure;
+use super::orders::Orders;
 use super::pool::{Known, KnownSet, Pool, Service};
 use super::tasks::Tasks;
 use crate::shutdown::{Scope, run_blocking};
@@ -43,7 +44,20 @@ pub(super) struct Watching {
     /// Addresses at which members were found once: from joining.
     pub seeds: Vec<(String, String)>,
     pub request: WatchRequest,
+    /// A node whose stream says nothing for so long is silent.
+    pub silence: Duration,
+    /// What the cluster wants of this front.
+    pub orders: Arc<Orders>,
+    /// How this front is, for the nodes.
+    pub report: Arc<dyn Fn() -> FrontReport + Send + Sync>,
 }
+
+/// Four of a node's heartbeats.
+pub(super) const SILENCE: Duration = Duration::from_secs(1);
+/// How often a front says how it is.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a node may take to hear it.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Keeps the streams until `scope` ends.
 pub(super) async fn run(watching: Arc<Watching>, scope: Scope) {
@@ -54,7 +68,11 @@ pub(super) async fn run(watching: Arc<Watching>, scope: Scope) {
         let targets = targets(&set, &watching.seeds);
         tasks.reconcile(targets.into_iter().map(|(node, address)| join(&node, &address)), |target| {
             let (node, address) = split(target);
-            watch_forever(Arc::clone(&watching), node, address)
+            let (watched, reported) = (Arc::clone(&watching), Arc::clone(&watching));
+            async move {
+                let report = report_forever(reported, node.clone(), address.clone());
+                tokio::join!(watch_forever(watched, node, address), report);
+            }
         });
         tokio::select! {
             () = scope.ended() => return,
@@ -109,6 +127,18 @@ async fn watch_forever(watching: Arc<Watching>, node: String, address: String) {
     }
 }
 
+/// Says how this front is, again and again. Nobody depends on it but the administrator who asks.
+async fn report_forever(watching: Arc<Watching>, node: String, address: String) {
+    let mut client = FrontLinkClient::new(watching.dial.channel(&address, &node));
+    loop {
+        sleep(jittered(REPORT_INTERVAL)).await;
+        let report = (watching.report)();
+        if let Ok(Err(status)) = timeout(REPORT_TIMEOUT, client.report(report)).await {
+            debug!(backend = %node, error = status.message(), "this front's report was not heard");
+        }
+    }
+}
+
 /// So that several fronts do not come back in step.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.8..1.2))
@@ -129,7 +159,8 @@ impl Drop for SilenceOnEnd {
 /// Reads one stream to its end. Answers whether it said anything, and why it ended.
 async fn watch_once(watching: &Watching, node: &str, address: &str) -> (bool, String) {
     let mut client = FrontLinkClient::new(watching.dial.channel(address, node));
-    let open = client.watch(watching.request.clone());
+    let request = WatchRequest { signing_key_id: watching.orders.key_id(), ..watching.request.clone() };
+    let open = client.watch(request);
     let mut stream = match timeout(FIRST_VIEW_TIMEOUT, open).await {
         Ok(Ok(response)) => response.into_inner(),
         Ok(Err(status)) => return (false, status.to_string()),
@@ -137,18 +168,15 @@ async fn watch_once(watching: &Watching, node: &str, address: &str) -> (bool, St
     };
     let mut had_view = false;
     loop {
-        // Once it runs, the channel's own keep-alive finds a silent node: a quiet cluster has nothing to say.
-        let next = if had_view {
-            stream.message().await
-        } else {
-            match timeout(FIRST_VIEW_TIMEOUT, stream.message()).await {
-                Ok(next) => next,
-                Err(_) => return (false, "no view".to_owned()),
-            }
+        let patience = if had_view { watching.silence } else { FIRST_VIEW_TIMEOUT };
+        let next = match timeout(patience, stream.message()).await {
+            Ok(next) => next,
+            Err(_) => return (had_view, format!("nothing in {} ms", patience.as_millis())),
         };
         match next {
             Ok(Some(view)) => {
                 had_view = true;
+                watching.orders.take(&view).await;
                 take(&watching.pool, node, view);
             }
             Ok(None) => return (had_view, "closed".to_owned()),
@@ -160,7 +188,7 @@ async fn watch_once(watching: &Watching, node: &str, address: &str) -> (bool, St
 /// Takes one view that came from `node`; from a seed without a name only its set is taken.
 fn take(pool: &Pool, node: &str, view: FrontView) {
     let readiness = if !view.ready {
-        Readiness::NotReady(view.reason.clone())
+        Readiness::NotReady { reason: view.reason.clone(), refuses: view.refuses }
     } else {
         Readiness::Ready { has_leader: view.has_leader }
     };

@@ -2,6 +2,10 @@
 //! reason. Readiness decides about *new* connections only: losing the quorum never makes a node unready, because
 //! mail goes on, and never fails `/livez`, because a restart would not help.
 
+pub mod agent;
+mod disk;
 mod readiness;
 
-pub use readiness::{Check, Facts, Readiness, assess};
+pub use agent::AgentState;
+pub use disk::{DiskLimits, DiskProbe};
+pub use readiness::{Check, Facts, Readiness, Weight, assess};

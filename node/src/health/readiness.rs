@@ -19,6 +19,12 @@ pub struct Facts {
     pub has_leader: bool,
     /// Why this node no longer follows the cluster's changes: its store failed, or a newer version wrote the log.
     pub raft_failed: Option<String>,
+    /// What is wrong with the disk, as the probe found it: full, read-only, or a sync that does not return.
+    pub disk: Option<String>,
+    /// A certificate that devices are shown has expired.
+    pub certificate: Option<String>,
+    /// A front signs with a key that this node does not know: it lags behind the cluster.
+    pub front_key: Option<String>,
 }
 
 /// One line of `/readyz?verbose`.
@@ -28,8 +34,20 @@ pub struct Check {
     pub name: &'static str,
     /// Why not, when it is not well.
     pub trouble: Option<String>,
-    /// Whether trouble here makes the node unready.
-    pub decides: bool,
+    /// What trouble here means for new connections.
+    pub weight: Weight,
+}
+
+/// What a trouble means for new connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    /// Nothing: it is shown.
+    Shown,
+    /// They should go elsewhere; those that come all the same are served, because the last node that is left is
+    /// better than none.
+    Unready,
+    /// They are closed without a word.
+    Refuses,
 }
 
 /// The verdict.
@@ -51,8 +69,21 @@ impl Readiness {
     pub fn reason(&self) -> Option<String> {
         self.checks
             .iter()
-            .filter(|check| check.decides)
+            .filter(|check| check.weight != Weight::Shown)
             .find_map(|check| check.trouble.as_ref().map(|trouble| format!("{}: {trouble}", check.name)))
+    }
+
+    /// Whether one check, by its name, has no trouble.
+    #[must_use]
+    pub fn is_well(&self, name: &str) -> bool {
+        self.checks.iter().all(|check| check.name != name || check.trouble.is_none())
+    }
+
+    /// Why new connections are closed without a word, if they are.
+    #[must_use]
+    pub fn refuses(&self) -> Option<String> {
+        let refusing = self.checks.iter().filter(|check| check.weight == Weight::Refuses);
+        refusing.filter_map(|check| check.trouble.as_ref().map(|trouble| format!("{}: {trouble}", check.name))).next()
     }
 
     /// The lines of `/readyz?verbose`, in the manner of Kubernetes.
@@ -60,7 +91,7 @@ impl Readiness {
     pub fn verbose(&self) -> String {
         let mut text = String::new();
         for check in &self.checks {
-            match (&check.trouble, check.decides) {
+            match (&check.trouble, check.weight != Weight::Shown) {
                 (None, _) => text.push_str(&format!("[+]{} ok\n", check.name)),
                 (Some(trouble), true) => text.push_str(&format!("[-]{} failed: {trouble}\n", check.name)),
                 (Some(trouble), false) => text.push_str(&format!("[!]{} degraded: {trouble}\n", check.name)),
@@ -74,19 +105,24 @@ impl Readiness {
 /// Folds the facts into a verdict.
 #[must_use]
 pub fn assess(facts: &Facts) -> Readiness {
-    let check =
-        |name, bad: bool, trouble: &str, decides| Check { name, trouble: bad.then(|| trouble.to_owned()), decides };
+    use Weight::{Refuses, Shown, Unready};
+    let found = |name, trouble: &Option<String>, weight| Check { name, trouble: trouble.clone(), weight };
+    let check = |name, bad: bool, trouble: &str, weight| found(name, &bad.then(|| trouble.to_owned()), weight);
     Readiness {
         checks: vec![
-            check("member", !facts.is_member, "this node belongs to no cluster yet", true),
-            check("listeners", !facts.listening, "smtp sockets are not bound", true),
-            Check { name: "spool", trouble: facts.spool_failing.clone(), decides: true },
-            check("drain", facts.draining, "an administrator drains this node", true),
-            check("shutdown", facts.stopping, "this process is stopping", true),
-            check("connector", !facts.has_connector, "no connector is enabled", true),
+            check("member", !facts.is_member, "this node belongs to no cluster yet", Refuses),
+            check("listeners", !facts.listening, "smtp sockets are not bound", Refuses),
+            found("spool", &facts.spool_failing, Refuses),
+            check("drain", facts.draining, "an administrator drains this node", Refuses),
+            check("shutdown", facts.stopping, "this process is stopping", Refuses),
+            check("connector", !facts.has_connector, "no connector is enabled", Refuses),
             // A node that cannot follow any more would go on with rights that were revoked.
-            Check { name: "raft", trouble: facts.raft_failed.clone(), decides: true },
-            check("leader", !facts.has_leader, "no leader is known: changes wait, mail goes on", false),
+            found("raft", &facts.raft_failed, Refuses),
+            // These three leave it able to serve: fronts put it last, and it takes what comes when all are like it.
+            found("disk", &facts.disk, Unready),
+            found("certificate", &facts.certificate, Unready),
+            found("front-key", &facts.front_key, Unready),
+            check("leader", !facts.has_leader, "no leader is known: changes wait, mail goes on", Shown),
         ],
     }
 }
@@ -110,6 +146,21 @@ mod tests {
     fn a_failing_spool_is_named() {
         let readiness = assess(&Facts { spool_failing: Some("no space left".to_owned()), ..well() });
         assert_eq!(readiness.reason().as_deref(), Some("spool: no space left"));
+    }
+
+    #[test]
+    fn an_illness_that_lets_it_serve_makes_it_unready_and_never_refuse() {
+        let ill = |disk: &str| Some(disk.to_owned());
+        for facts in [
+            Facts { disk: ill("full"), ..well() },
+            Facts { certificate: ill("expired"), ..well() },
+            Facts { front_key: ill("unknown"), ..well() },
+        ] {
+            let readiness = assess(&facts);
+            assert!(!readiness.is_ready() && readiness.refuses().is_none(), "{readiness:?}");
+        }
+        assert!(assess(&Facts { draining: true, ..well() }).refuses().is_some());
+        assert!(assess(&Facts { spool_failing: ill("i/o error"), ..well() }).refuses().is_some());
     }
 
     #[test]

@@ -15,7 +15,9 @@ use super::Shared;
 use super::front_keys::is_front_address;
 use super::metrics_names::PROXY_HEADERS;
 use crate::clock::now_ms;
-use crate::proxy_protocol::{Command, HEADER_BYTES_MAX, Header, Parsed, Replay, Version, parse, verify};
+use crate::proxy_protocol::{
+    Command, HEADER_BYTES_MAX, Header, Parsed, Replay, SignatureError, Version, parse, verify,
+};
 use crate::state::StateView;
 
 /// What the first bytes of a version 1 and of a version 2 header look like.
@@ -142,8 +144,13 @@ fn believe(
     service_port: u16,
 ) -> Result<String, String> {
     let (keys, now_ms) = (shared.front_keys.of(view), now_ms());
-    let verified = verify(header, raw, |id| keys.get(id).cloned(), &shared.options.node_name, now_ms)
-        .map_err(|error| error.to_string())?;
+    let verified = verify(header, raw, |id| keys.get(id).cloned(), &shared.options.node_name, now_ms);
+    let verified = verified.map_err(|error| {
+        if let SignatureError::UnknownKey(id) = &error {
+            shared.unknown_key.saw(header, id, view);
+        }
+        error.to_string()
+    })?;
     if verified.service_port != service_port {
         return Err(format!("the header is for service {}, the socket for {service_port}", verified.service_port));
     }
@@ -151,6 +158,30 @@ fn believe(
     match replay.check_and_insert(&verified.key_id, verified.nonce, verified.time_ms, now_ms) {
         Replay::Fresh => Ok(verified.front),
         Replay::Repeated | Replay::TooOld => Err("the header was seen before or is too old".to_owned()),
+    }
+}
+
+/// A key that one of our fronts signs with and this node does not know: it lags behind the cluster, and fronts should
+/// ask others. Nothing of such a header is believed, so this can only make the node unready, never refuse.
+#[derive(Default)]
+pub(super) struct UnknownKey(Mutex<Option<(Instant, String)>>);
+
+/// How long one such header counts. A front that goes on is heard again long before: it checks twice a second.
+const UNKNOWN_KEY_COUNTS: Duration = Duration::from_secs(2);
+
+impl UnknownKey {
+    fn saw(&self, header: &Header, id: &str, view: &StateView) {
+        let claimed = header.signature.as_ref().map(|signature| signature.claimed_front()).unwrap_or_default();
+        if view.state.fronts.contains_key(claimed) {
+            let said = format!("front \"{claimed}\" signs with key {id}, which this node does not know yet");
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), said));
+        }
+    }
+
+    /// The trouble in words, while it is fresh.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.as_ref().filter(|(at, _)| at.elapsed() < UNKNOWN_KEY_COUNTS).map(|(_, said)| said.clone())
     }
 }
 

@@ -59,7 +59,7 @@ pub struct InboundOptions {
     pub proxy: ProxyProtocolSection,
     /// Proxies that speak SMTP themselves.
     pub xclient: XclientSection,
-    /// Whether this node takes new connections.
+    /// Whether this node takes new connections, and why not.
     pub readiness: watch::Receiver<(bool, String)>,
     /// How many sessions are open, for whoever asks.
     pub sessions: Arc<AtomicU64>,
@@ -75,6 +75,7 @@ struct Shared {
     permits: Arc<Semaphore>,
     complaints: header::Complaints,
     leniencies: leniencies::LeniencyCounts,
+    unknown_key: header::UnknownKey,
 }
 
 impl Shared {
@@ -113,6 +114,7 @@ impl Sockets {
 pub struct Inbound {
     accepting: Scope,
     sessions: Scope,
+    shared: Arc<Shared>,
 }
 
 impl Inbound {
@@ -142,6 +144,7 @@ impl Inbound {
             permits: Arc::new(Semaphore::new(SESSIONS_MAX)),
             complaints: header::Complaints::default(),
             leniencies: leniencies::LeniencyCounts::default(),
+            unknown_key: header::UnknownKey::default(),
             options,
         });
         for bound in sockets.0 {
@@ -153,7 +156,13 @@ impl Inbound {
             );
             accepting.spawn_until_ended(listener::run(Arc::clone(&shared), bound, sessions.clone()));
         }
-        Self { accepting, sessions }
+        Self { accepting, sessions, shared }
+    }
+
+    /// A front signs with a key that this node does not know, in words.
+    #[must_use]
+    pub fn unknown_front_key(&self) -> Option<String> {
+        self.shared.unknown_key.trouble()
     }
 
     /// Closes the sockets, ends sessions at their next command boundary, and waits for letters in transfer. Answers

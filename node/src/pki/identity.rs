@@ -165,8 +165,9 @@ impl Identity {
     ///
     /// # Errors
     /// When it is missing or damaged.
-    pub fn load_front_key(dir: &Path) -> Result<[u8; 32], IdentityError> {
-        let path = dir.join(FRONT_KEY);
+    pub fn load_front_key(dir: &Path, id: &str) -> Result<[u8; 32], IdentityError> {
+        let rotated = rotated_key(dir, id);
+        let path = if rotated.exists() { rotated } else { dir.join(FRONT_KEY) };
         read(&path)?.try_into().map_err(|_| IdentityError::Damaged { path })
     }
 
@@ -177,6 +178,22 @@ impl Identity {
     pub fn save_front_key(dir: &Path, key: &[u8]) -> Result<(), IdentityError> {
         make_dir(dir)?;
         write(&dir.join(FRONT_KEY), key)
+    }
+
+    /// Keeps a front's next signing key in `dir`: its file first, then the identity that names it, so that a crash
+    /// leaves either the old pair or the new one.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn rotate_front_key(&self, dir: &Path, id: &str, key: &[u8]) -> Result<(), IdentityError> {
+        write(&rotated_key(dir, id), key)?;
+        let next = Self { front_key_id: id.to_owned(), ..self.clone() };
+        next.save(dir)?;
+        for old in [dir.join(FRONT_KEY), rotated_key(dir, &self.front_key_id)] {
+            // What is left behind is a key that nodes no longer believe.
+            let _ = std::fs::remove_file(old);
+        }
+        Ok(())
     }
 
     /// Makes a key and a certificate request: the key's PEM and the request's.
@@ -204,6 +221,12 @@ impl Identity {
             .map_err(|_| PkiError::Unreadable("the authority's certificate"))?;
         Ok((chain, key, ca))
     }
+}
+
+/// The file of a key that came by rotation. Ids are ours, and hexadecimal.
+fn rotated_key(dir: &Path, id: &str) -> PathBuf {
+    let id: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
+    dir.join(format!("front-{id}.key"))
 }
 
 /// Makes a directory of mode 0700 where there is none.

@@ -59,6 +59,7 @@ pub(super) fn init_cluster(name: &str, address: &str) -> Command {
             version: String::new(),
             http_address: String::new(),
             joined_at_ms: 0,
+            weight: crate::state::MEMBER_WEIGHT_DEFAULT,
         },
         connectors: Vec::new(),
         certificate: Certificate {

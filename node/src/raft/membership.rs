@@ -201,6 +201,7 @@ mod tests {
                 version: String::new(),
                 http_address: String::new(),
                 joined_at_ms: 0,
+                weight: crate::state::MEMBER_WEIGHT_DEFAULT,
             };
             (id, Versioned { revision: 1, value })
         };

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::fronts;
 use super::refusals::{denied, exists, invalid, not_found, revision_moved, token_refused, uninitialised};
 use super::{
     AUDIT_RECORDS_MAX, AcceptedDomain, AllowlistEntry, AuditRecord, Change, ClusterState, Command, FrontMember,
@@ -140,6 +141,17 @@ impl Change {
             Self::SetMemberState { name, state: wanted, force } => {
                 set_member_state(state, command, revision, name, *wanted, *force)
             }
+            Self::SetMemberWeight { name, weight } => {
+                let id = fronts::set_member_weight(state, command, revision, name, *weight)?;
+                Ok(one(ObjectKey::Member(id), format!("node {name} has weight {weight}")))
+            }
+            Self::SetFrontState { name, .. }
+            | Self::AddFrontKey { name, .. }
+            | Self::SignWithFrontKey { name, .. }
+            | Self::RetireFrontKeys { name, .. } => {
+                let what = fronts::change(state, command, revision)?;
+                Ok(what.map(|what| one(ObjectKey::Front(name.clone()), what)).unwrap_or_default())
+            }
             Self::AddFront { .. } => add_front(state, command, revision),
             Self::UpdateFront { name, source_addresses, http_address } => {
                 let Some(found) = state.fronts.get(name) else {
@@ -171,12 +183,17 @@ fn one(key: ObjectKey, what: String) -> Done {
     Done { touched: vec![key], what, ..Done::default() }
 }
 
-fn put<K: Ord + Clone, V: Clone>(objects: &mut Objects<K, V>, revision: u64, key: K, value: V) {
+pub(super) fn put<K: Ord + Clone, V: Clone>(objects: &mut Objects<K, V>, revision: u64, key: K, value: V) {
     Arc::make_mut(objects).insert(key, Versioned { revision, value });
 }
 
 /// Refuses when the object's revision is not the one that the request was made for.
-fn check_revision<V>(found: Option<&Versioned<V>>, command: &Command, noun: &str, name: &str) -> Result<(), Refusal> {
+pub(super) fn check_revision<V>(
+    found: Option<&Versioned<V>>,
+    command: &Command,
+    noun: &str,
+    name: &str,
+) -> Result<(), Refusal> {
     let actual = found.map(|found| found.revision);
     match command.if_revision {
         Some(wanted) if actual.unwrap_or(0) != wanted => Err(revision_moved(noun, name, wanted, actual)),
@@ -590,6 +607,7 @@ fn add_member(state: &mut ClusterState, command: &Command, revision: u64) -> Res
         version: version.clone(),
         http_address: http_address.clone(),
         joined_at_ms: command.at_ms,
+        weight: super::MEMBER_WEIGHT_DEFAULT,
     };
     put(&mut state.members, revision, id, member);
     Ok(Done {
@@ -672,6 +690,8 @@ fn add_front(state: &mut ClusterState, command: &Command, revision: u64) -> Resu
         source_addresses: source_addresses.clone(),
         keys: vec![key.clone()],
         http_address: http_address.clone(),
+        signs_with: String::new(),
+        state: MemberState::Active,
         joined_at_ms: command.at_ms,
     };
     put(&mut state.fronts, revision, name.clone(), front);

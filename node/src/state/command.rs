@@ -174,6 +174,41 @@ pub enum Change {
         /// Drain the last active node all the same.
         force: bool,
     },
+    /// Gives a node its share of new connections.
+    SetMemberWeight {
+        /// Which.
+        name: String,
+        /// Beside the others'.
+        weight: u32,
+    },
+    /// Drains or resumes a front.
+    SetFrontState {
+        /// Which.
+        name: String,
+        /// What is wanted.
+        state: MemberState,
+    },
+    /// Publishes a further signing key of a front: nodes accept it, nobody signs with it yet.
+    AddFrontKey {
+        /// Which front.
+        name: String,
+        /// Its new key.
+        key: FrontSigningKey,
+    },
+    /// Has a front sign with a key that was published before.
+    SignWithFrontKey {
+        /// Which front.
+        name: String,
+        /// Which key.
+        id: String,
+    },
+    /// Retires every key of a front but the one that it signs with.
+    RetireFrontKeys {
+        /// Which front.
+        name: String,
+        /// The key that stays: it must be the one that is signed with.
+        keep: String,
+    },
     /// A front joins with a token.
     AddFront {
         /// The token it showed.

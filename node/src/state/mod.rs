@@ -4,6 +4,7 @@
 
 mod apply;
 mod command;
+mod fronts;
 mod objects;
 mod refusals;
 mod snapshot;
@@ -18,8 +19,8 @@ pub use apply::{Applied, apply};
 pub use command::{COMMAND_VERSION, Change, Command, CommandDecodeError, NewCluster, Outcome, Refusal, RefusalKind};
 pub use objects::{
     AcceptedDomain, AllowlistEntry, AuditRecord, Certificate, ClusterFacts, FrontMember, FrontSigningKey, JoinRole,
-    JoinToken, Member, MemberRole, MemberService, MemberState, RELAY_ADDRESSES_MAX_DEFAULT, SealedSecret, Settings,
-    Versioned,
+    JoinToken, MEMBER_WEIGHT_DEFAULT, Member, MemberRole, MemberService, MemberState, RELAY_ADDRESSES_MAX_DEFAULT,
+    SealedSecret, Settings, Versioned,
 };
 pub use snapshot::{ObjectKey, SnapshotError, StateDigest};
 pub use view::StateView;

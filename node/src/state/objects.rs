@@ -129,11 +129,12 @@ pub enum MemberRole {
     Learner,
 }
 
-/// What an administrator wants of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What an administrator wants of a node or a front.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemberState {
     /// Takes new connections when it is ready.
+    #[default]
     Active,
     /// Takes none; what is open finishes.
     Draining,
@@ -187,6 +188,18 @@ pub struct Member {
     /// When it joined, in unix milliseconds.
     #[serde(default)]
     pub joined_at_ms: i64,
+    /// Its share of new connections beside the others': 1 to [`MEMBER_WEIGHT_MAX`].
+    #[serde(default = "member_weight_default")]
+    pub weight: u32,
+}
+
+/// Like HAProxy's: a node of weight 2 gets twice as many connections as one of weight 1.
+pub const MEMBER_WEIGHT_DEFAULT: u32 = 1;
+/// HAProxy's own bound (doc/configuration.txt, `weight`).
+pub const MEMBER_WEIGHT_MAX: u32 = 256;
+
+fn member_weight_default() -> u32 {
+    MEMBER_WEIGHT_DEFAULT
 }
 
 /// A key under which a front signs its PROXY headers.
@@ -207,12 +220,28 @@ pub struct FrontMember {
     pub source_addresses: Vec<IpAddr>,
     /// The keys that nodes accept from it.
     pub keys: Vec<FrontSigningKey>,
+    /// The key that it is to sign with; empty: the first. A new key is published first, and signed with only when
+    /// every node knows it.
+    #[serde(default)]
+    pub signs_with: String,
+    /// What an administrator wants of it.
+    #[serde(default)]
+    pub state: MemberState,
     /// Where its `/readyz` and `/metrics` are.
     #[serde(default)]
     pub http_address: String,
     /// When it joined, in unix milliseconds.
     #[serde(default)]
     pub joined_at_ms: i64,
+}
+
+impl FrontMember {
+    /// The id of the key that it is to sign with.
+    #[must_use]
+    pub fn signing_key_id(&self) -> &str {
+        let first = self.keys.first().map_or("", |key| key.id.as_str());
+        if self.signs_with.is_empty() { first } else { &self.signs_with }
+    }
 }
 
 /// What a token lets somebody become.

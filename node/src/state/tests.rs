@@ -30,6 +30,7 @@ fn member(id: u64, name: &str) -> Member {
         version: "0".to_owned(),
         http_address: String::new(),
         joined_at_ms: 0,
+        weight: MEMBER_WEIGHT_DEFAULT,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use posthouse_proto::v1::front_link_server::{FrontLink, FrontLinkServer};
-use posthouse_proto::v1::{FrontBackend, ServiceAddress};
+use posthouse_proto::v1::{FrontBackend, FrontReportReply, ServiceAddress};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
@@ -12,7 +12,8 @@ use tonic::transport::{Endpoint, Server};
 use tonic::{Request, Response, Status};
 
 use super::*;
-use crate::front::fake::{PATIENCE, eventually};
+use crate::front::dial::Outward;
+use crate::front::fake::{PATIENCE, config, eventually, key};
 use crate::front::pool::tests::pool;
 
 /// A node's FrontLink whose view the test sets.
@@ -30,6 +31,10 @@ struct Link(watch::Receiver<FrontView>);
 #[tonic::async_trait]
 impl FrontLink for Link {
     type WatchStream = std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<FrontView, Status>> + Send>>;
+
+    async fn report(&self, _: Request<FrontReport>) -> Result<Response<FrontReportReply>, Status> {
+        Ok(Response::new(FrontReportReply {}))
+    }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         assert_eq!(request.into_inner().source_addresses, ["127.0.0.2"]);
@@ -88,11 +93,27 @@ fn set_of(nodes: &[(&str, &Node, &str)]) -> impl Fn(&mut FrontView) {
     }
 }
 
-fn start(pool: &Arc<Pool>, seed: &Node, scope: &Scope) {
+fn start(pool: &Arc<Pool>, seed: &Node, scope: &Scope) -> Arc<Orders> {
+    start_with(pool, seed, scope, PATIENCE)
+}
+
+fn start_with(pool: &Arc<Pool>, seed: &Node, scope: &Scope, silence: Duration) -> Arc<Orders> {
     let request = WatchRequest { source_addresses: vec!["127.0.0.2".to_owned()], ..WatchRequest::default() };
     let seeds = vec![(String::new(), seed.address.to_string())];
-    let watching = Watching { pool: Arc::clone(pool), dial: Arc::new(Plain), seeds, request };
+    let dir = tempfile::tempdir().unwrap();
+    let outward = Arc::new(Outward::new(key(), &config(dir.path(), "")));
+    let orders = Arc::new(Orders::new("f1".to_owned(), outward, Arc::new(|_| Ok(()))));
+    let watching = Watching {
+        pool: Arc::clone(pool),
+        dial: Arc::new(Plain),
+        seeds,
+        request,
+        silence,
+        orders: Arc::clone(&orders),
+        report: Arc::new(FrontReport::default),
+    };
     scope.spawn(run(Arc::new(watching), scope.clone()));
+    orders
 }
 
 fn status(pool: &Pool, node: &str) -> Option<crate::front::BackendStatus> {
@@ -163,6 +184,43 @@ async fn the_last_set_survives_on_disk_and_a_broken_file_is_no_set() {
     assert_eq!((set.cluster_id.as_str(), set.backends[0].node.as_str()), ("c", "n1"));
     std::fs::write(&path, "{").unwrap();
     assert!(load(path).await.is_none());
+    scope.end();
+}
+
+#[tokio::test]
+async fn a_silent_stream_counts_as_a_failure() {
+    let (scope, pool) = (Scope::new(), pool());
+    let one = Node::start("n1", &scope).await;
+    start_with(&pool, &one, &scope, Duration::from_millis(100));
+    one.says(set_of(&[("n1", &one, "active")]));
+    eventually("n1 has said nothing", || {
+        status(&pool, "n1").is_some_and(|of| of.failures > 0 && of.last_failure.contains("nothing in 100 ms"))
+    })
+    .await;
+    scope.end();
+}
+
+#[tokio::test]
+async fn a_front_is_drained_and_signs_with_a_new_key_when_it_is_told_and_an_old_view_undoes_nothing() {
+    let (scope, pool) = (Scope::new(), pool());
+    let (one, two) = (Node::start("n1", &scope).await, Node::start("n2", &scope).await);
+    let orders = start(&pool, &one, &scope);
+    one.says(set_of(&[("n1", &one, "active"), ("n2", &two, "active")]));
+    eventually("both are known", || pool.status().len() == 2).await;
+    assert!(!orders.is_draining() && orders.key_id() == "f1-1");
+    one.says(|view| {
+        view.revision = 9;
+        view.front_draining = true;
+        (view.signing_key_id, view.signing_key) = ("f1-2".to_owned(), vec![7; 32]);
+    });
+    eventually("it drains and signs anew", || orders.is_draining() && orders.key_id() == "f1-2").await;
+    two.says(|view| {
+        view.revision = 8;
+        view.ready = false;
+        (view.signing_key_id, view.signing_key) = ("f1-1".to_owned(), vec![3; 32]);
+    });
+    eventually("n2's view arrived", || status(&pool, "n2").is_some_and(|of| of.ready == Some(false))).await;
+    assert!(orders.is_draining() && orders.key_id() == "f1-2");
     scope.end();
 }
 
