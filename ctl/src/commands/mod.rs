@@ -10,6 +10,8 @@ pub(crate) mod credential;
 pub(crate) mod domain;
 pub(crate) mod explain;
 pub(crate) mod front;
+mod front_haproxy;
+mod front_keepalived;
 pub(crate) mod history;
 pub(crate) mod local;
 pub(crate) mod message;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use posthouse_proto::v1::{ListNodesReply, ListRequest, Member, SetNodeStateRequest};
+use posthouse_proto::v1::{ListNodesReply, ListRequest, Member, SetNodeStateRequest, SetNodeWeightRequest};
 use tokio::time::Instant;
 
 use super::status::serving;
@@ -32,6 +32,8 @@ pub(crate) enum NodeCommand {
     Drain(DrainArgs),
     /// Take connections again
     Resume(ResumeArgs),
+    /// Change a node's share of new connections
+    Set(SetArgs),
 }
 
 /// Flags of `node add`.
@@ -75,6 +77,20 @@ pub(crate) struct ResumeArgs {
     write: WriteFlags,
 }
 
+/// Flags of `node set`.
+#[derive(Debug, Args)]
+#[command(before_help = "Examples:
+  posthousectl node set n2 --weight 2     # twice as many new connections as a node of weight 1")]
+pub(crate) struct SetArgs {
+    /// Its name
+    node: String,
+    /// Its share of new connections beside the others' weights, 1 to 256
+    #[arg(long, value_name = "N")]
+    weight: u32,
+    #[command(flatten)]
+    write: WriteFlags,
+}
+
 const NODE: Noun = Noun { name: "node", missing: "PH-NODE-001", list: "node list" };
 
 /// Runs `node …`.
@@ -95,6 +111,21 @@ pub(crate) async fn run(command: NodeCommand, console: &Console) -> Result<Exit,
             let mut client = console.client().await?;
             set_state(console, &mut client, &args.node, "active", false, &args.write).await
         }
+        NodeCommand::Set(args) => set(args, console).await,
+    }
+}
+
+async fn set(args: SetArgs, console: &Console) -> Result<Exit, Failure> {
+    let SetArgs { node, weight, write } = args;
+    let mut client = console.client().await?;
+    let request = SetNodeWeightRequest { node: node.clone(), weight, options: Some(write.options(false)) };
+    match client.write(async |mut admin| admin.set_node_weight(request.clone()).await).await {
+        Ok(reply) => finish(console, &mut client, &write, reply, Deed::new("node-set", "node", &node, "changed")).await,
+        Err(failure) => {
+            let names =
+                async { Ok(nodes(&mut client).await?.nodes.into_iter().map(|member| member.name).collect::<Vec<_>>()) };
+            Err(suggest(NODE, failure, &node, names).await)
+        }
     }
 }
 
@@ -107,7 +138,7 @@ async fn list(console: &Console) -> Result<Exit, Failure> {
     console.out.list("node-list", &reply, "nodes", "name", |wide| {
         let mut headings = vec!["NODE", "ROLE", "STATE", ">SESSIONS", ">QUEUE", "VERSION"];
         if wide {
-            headings.extend(["ADDRESS", ">APPLIED", "REASON"]);
+            headings.extend(["ADDRESS", ">APPLIED", ">WEIGHT", "REASON"]);
         }
         let mut rows = Rows::new(&headings);
         reply.nodes.iter().for_each(|member| rows.push(row(member, wide)));
@@ -127,7 +158,7 @@ fn row(member: &Member, wide: bool) -> Vec<String> {
         or_dash(&member.version),
     ];
     if wide {
-        row.extend([member.address.clone(), known(member.applied), or_dash(&member.reason)]);
+        row.extend([member.address.clone(), known(member.applied), member.weight.to_string(), or_dash(&member.reason)]);
     }
     row
 }

@@ -100,6 +100,15 @@ pub(super) async fn status(context: &Context) -> v1::ClusterStatusReply {
             queued: answered.queued,
             voter,
             weight: member.weight,
+            services: member
+                .services
+                .iter()
+                .map(|service| v1::ServiceAddress {
+                    port: u32::from(service.port),
+                    address: service.address.clone(),
+                    implicit_tls: service.implicit_tls,
+                })
+                .collect(),
         });
     }
     let digests_differ = out

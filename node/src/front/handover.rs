@@ -331,7 +331,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let scope = Scope::new();
         let (inner, handover) = (scope.clone(), Handover::new(dir.path()));
-        scope.spawn(async move { drop(until_succeeded(handover, &inner).await) });
+        scope.spawn(async move {
+            let _ = until_succeeded(handover, &inner).await;
+        });
         for _ in 0..2 {
             let inherited = loop {
                 match take_over(dir.path()).await {

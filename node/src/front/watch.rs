@@ -169,9 +169,8 @@ async fn watch_once(watching: &Watching, node: &str, address: &str) -> (bool, St
     let mut had_view = false;
     loop {
         let patience = if had_view { watching.silence } else { FIRST_VIEW_TIMEOUT };
-        let next = match timeout(patience, stream.message()).await {
-            Ok(next) => next,
-            Err(_) => return (had_view, format!("nothing in {} ms", patience.as_millis())),
+        let Ok(next) = timeout(patience, stream.message()).await else {
+            return (had_view, format!("nothing in {} ms", patience.as_millis()));
         };
         match next {
             Ok(Some(view)) => {

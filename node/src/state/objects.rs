@@ -196,7 +196,7 @@ pub struct Member {
 /// Like HAProxy's: a node of weight 2 gets twice as many connections as one of weight 1.
 pub const MEMBER_WEIGHT_DEFAULT: u32 = 1;
 /// HAProxy's own bound (doc/configuration.txt, `weight`).
-pub const MEMBER_WEIGHT_MAX: u32 = 256;
+pub(super) const MEMBER_WEIGHT_MAX: u32 = 256;
 
 fn member_weight_default() -> u32 {
     MEMBER_WEIGHT_DEFAULT
