@@ -498,6 +498,24 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "A name or address for devices is not one.",
         "Correct --smtp-name.",
     ),
+    code(
+        "PH-TLS-003",
+        "The certificate cannot be used.",
+        "The key must belong to the first certificate, the chain must be in order, and it must be valid now.",
+        "Put the server's own certificate first, then whoever signed it; the key is unencrypted PEM.",
+    ),
+    code(
+        "PH-TLS-004",
+        "The certificate is in use.",
+        "A connector names it, and no other certificate answers to that name.",
+        "posthousectl connector set NAME --tls-certificate-name ANOTHER, then delete it.",
+    ),
+    code(
+        "PH-TLS-005",
+        "The authorities of client certificates cannot be used.",
+        "A PEM bundle with at least one certificate is meant.",
+        "posthousectl tls client-ca set --cert FILE",
+    ),
 ];
 
 /// The code, however it was typed.

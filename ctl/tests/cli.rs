@@ -10,10 +10,10 @@ use std::process::{Command, Stdio};
 
 use fake::{Authority, Fake, refusal};
 use posthouse_proto::v1::{
-    AwaitRevisionReply, ClusterStatusReply, Connector, ExplainCandidate, ExplainIpReply, InitClusterReply,
-    JoinClusterReply, ListConnectorsReply, ListDomainsReply, ListFrontsReply, LocalStatusReply, Member,
-    MessageTraceReply, PutCredentialReply, QueueChangeReply, QueueSummaryReply, StringList, TestCredentialReply,
-    TraceEvent, TracedMessage, WriteReply,
+    AwaitRevisionReply, ClusterStatusReply, Connector, ExplainCandidate, ExplainIpReply, FailedHandshake,
+    InitClusterReply, JoinClusterReply, ListConnectorsReply, ListDomainsReply, ListFailedHandshakesReply,
+    ListFrontsReply, LocalStatusReply, Member, MessageTraceReply, PutCredentialReply, QueueChangeReply,
+    QueueSummaryReply, StringList, TestCredentialReply, TraceEvent, TracedMessage, WriteReply,
 };
 use serde_json::{Value, json};
 use tonic::Status;
@@ -695,4 +695,55 @@ fn what_needs_no_cluster_asks_none() {
     for flag in ["--from", "--bind", "--max-message-size", "--tarpit-interval"] {
         assert!(help.contains(flag), "{flag} is missing in\n{help}");
     }
+}
+
+#[test]
+fn a_certificate_is_imported_from_its_files() {
+    let bench = Bench::new();
+    bench.writes(&[]);
+    bench.fake.says("import_certificate", Ok(written()));
+    let (cert, key) = (bench.dir.path().join("cert.pem"), bench.dir.path().join("key.pem"));
+    std::fs::write(&cert, "the chain").unwrap();
+    let line = format!("tls import smtp --cert {} --key {}", cert.display(), key.display());
+    let ran = bench.run(&line).exits(8);
+    assert!(ran.err.contains("key.pem cannot be read"), "{}", ran.err);
+    std::fs::write(&key, "the key").unwrap();
+    let ran = bench.run(&line).exits(0);
+    assert!(!ran.out.contains("the key") && ran.out.contains("certificate \"smtp\" imported"), "{}", ran.out);
+    let asked = &bench.fake.asked("import_certificate")[0];
+    assert_eq!((&asked["chain_pem"], &asked["key_pem"]), (&json!("the chain"), &json!("the key")));
+}
+
+#[test]
+fn weak_clients_are_an_answer_of_no_and_a_silent_node_is_said() {
+    let bench = Bench::new();
+    bench.fake.says("list_failed_handshakes", Ok(ListFailedHandshakesReply::default()));
+    bench.run("tls check --weak-clients --since 7d").exits(0);
+    let asked = &bench.fake.asked("list_failed_handshakes")[0];
+    assert_eq!((&asked["since_secs"], &asked["weak_only"]), (&json!(604_800), &json!(true)));
+    let handshake = FailedHandshake {
+        source: "10.1.0.9".into(),
+        port: 465,
+        offered: vec!["TLS 1.0".into()],
+        weak: true,
+        count: 3,
+        ..FailedHandshake::default()
+    };
+    let reply = ListFailedHandshakesReply { handshakes: vec![handshake], unreachable: vec![] };
+    bench.fake.says("list_failed_handshakes", Ok(reply.clone()));
+    let ran = bench.run("tls check --weak-clients").exits(1);
+    assert!(ran.out.contains("10.1.0.9") && ran.out.contains("TLS 1.0"), "{}", ran.out);
+    let part = ListFailedHandshakesReply { unreachable: vec!["n3".into()], ..reply };
+    bench.fake.says("list_failed_handshakes", Ok(part));
+    let ran = bench.run("tls check --weak-clients").exits(5);
+    assert!(ran.err.contains("n3 does not answer"), "{}", ran.err);
+}
+
+#[test]
+fn an_address_without_tls_is_looked_at_without_a_cluster() {
+    let bench = Bench::new();
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let ran = bench.run(&format!("tls check {closed} -o json")).exits(1);
+    assert!(ran.json()["endpoints"][0]["problems"][0].as_str().unwrap().starts_with("no TLS: "), "{}", ran.out);
+    bench.run("tls check nonsense").exits(2);
 }

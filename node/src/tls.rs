@@ -2,6 +2,14 @@
 //! joining (the authority is recognised by its hash), and on the devices' side (certificates by name, from the
 //! state). TLS 1.2 and 1.3 only. aws-lc-rs is the one provider.
 
+mod client_certificate;
+mod client_hello;
+mod device;
+mod expiry;
+mod handshakes;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,16 +18,20 @@ use hyper_util::rt::TokioIo;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::pki::{DataKey, Identity, MEMBER_DNS_NAME, PkiError, member_dns_name, sha256_hex};
-use crate::state::{Certificate, StateView};
+pub use client_certificate::{judge as judge_client_certificate, roots as client_authorities};
+pub use client_hello::{HELLO_BYTES_MAX, Hello, OfferedVersion};
+pub use device::{DeviceTls, Wanted, certified_key};
+pub use expiry::{describe_metrics, publish_expiry};
+pub use handshakes::{FailedHandshake, FailedHandshakes};
+
+use crate::pki::{Identity, MEMBER_DNS_NAME, PkiError, member_dns_name, sha256_hex};
 
 /// Why a TLS configuration cannot be made. Ours, lasting.
 #[derive(Debug, thiserror::Error)]
@@ -326,72 +338,8 @@ pub fn next_hop_roots(identity: &Identity) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// The devices' side: a server configuration by certificate name, made from the state and made anew when the
-/// certificate changes. Sessions keep the one they began with.
-#[derive(Debug)]
-pub struct DeviceTls {
-    data_key: DataKey,
-    made: Mutex<BTreeMap<String, (u64, Arc<ServerConfig>)>>,
-}
-
-impl DeviceTls {
-    /// Opens private keys with `data_key`.
-    #[must_use]
-    pub fn new(data_key: DataKey) -> Self {
-        Self { data_key, made: Mutex::default() }
-    }
-
-    /// The configuration for the certificate called `wanted` (a name, or Exchange's `<I>issuer<S>subject`); without a
-    /// wish, the one called "default", else the first by name. `None`: the cluster has no such certificate.
-    ///
-    /// # Errors
-    /// When the certificate cannot be used.
-    pub fn server_config(&self, view: &StateView, wanted: Option<&str>) -> Result<Option<Arc<ServerConfig>>, TlsError> {
-        let certificates = &view.state.certificates;
-        let found = match wanted {
-            Some(wanted) => certificates.values().find(|found| is_called(&found.value, wanted)),
-            None => certificates.get(crate::pki::SUBMISSION_CERTIFICATE_NAME).or_else(|| certificates.values().next()),
-        };
-        let Some(found) = found else { return Ok(None) };
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((revision, config)) = made.get(&found.value.name)
-            && *revision == found.revision
-        {
-            return Ok(Some(Arc::clone(config)));
-        }
-        let config = self.make(&found.value)?;
-        made.retain(|name, _| certificates.contains_key(name));
-        made.insert(found.value.name.clone(), (found.revision, Arc::clone(&config)));
-        Ok(Some(config))
-    }
-
-    fn make(&self, certificate: &Certificate) -> Result<Arc<ServerConfig>, TlsError> {
-        let chain = CertificateDer::pem_slice_iter(certificate.chain_pem.as_bytes())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|_| PkiError::Unreadable("the server certificate"))?;
-        let key = self
-            .data_key
-            .open(&certificate_context(&certificate.name), &certificate.sealed_key)
-            .map_err(|_| TlsError::Sealed(certificate.name.clone()))?;
-        let key = PrivateKeyDer::try_from(key).map_err(|_| PkiError::Unreadable("the server's private key"))?;
-        let config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(chain, key)?;
-        Ok(Arc::new(config))
-    }
-}
-
 /// What a certificate's private key is sealed for.
 #[must_use]
 pub fn certificate_context(name: &str) -> String {
     format!("certificate:{name}")
-}
-
-fn is_called(certificate: &Certificate, wanted: &str) -> bool {
-    certificate.name == wanted
-        || wanted
-            .strip_prefix("<I>")
-            .and_then(|rest| rest.split_once("<S>"))
-            .is_some_and(|(issuer, subject)| issuer == certificate.issuer && subject == certificate.subject)
 }

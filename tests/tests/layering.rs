@@ -21,7 +21,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("state", &["connector", "credential", "mail"]),
     ("health", &["shutdown"]),
     ("pki", &["state"]),
-    ("tls", &["pki", "state", "clock"]),
+    ("tls", &["clock", "credential", "pki", "state"]),
     ("raft", &["state", "shutdown", "pki", "clock"]),
     ("spool", &["mail", "shutdown", "clock"]),
     ("queue", &["connector", "mail", "outbound", "spool", "state", "shutdown", "clock"]),

@@ -94,6 +94,9 @@ pub(crate) struct CredentialFlags {
     /// At which connectors; empty: all
     #[arg(long = "connector", visible_alias = "connectors", value_name = "NAME", value_delimiter = ',')]
     connectors: Option<Vec<String>>,
+    /// By which client certificate it is known: sha256:HEX, dns:NAME, email:ADDRESS or "subject:CN=NAME, O=…"; repeat
+    #[arg(long = "certificate", visible_alias = "certificates", value_name = "PATTERN")]
+    certificates: Option<Vec<String>>,
     /// Until when: a time from now, an RFC 3339 time, or never
     #[arg(long, value_name = "TIME")]
     expires: Option<String>,
@@ -259,7 +262,9 @@ async fn create(args: CreateArgs, console: &Console) -> Result<Exit, Failure> {
         ));
     }
     credential.enabled = credential.enabled.or(Some(true));
-    let password = args.password.read(true)?;
+    // A certificate alone may prove who it is.
+    let needed = credential.certificates.as_ref().is_none_or(|list| list.values.is_empty());
+    let password = args.password.read(needed)?;
     let mut request = request(credential, password, &args.secret, &args.write);
     request.create = true;
     put(console, request, &args.write, ("credential-create", "created")).await
@@ -403,6 +408,7 @@ impl CredentialFlags {
             senders,
             source_ranges: list(&self.source_ranges),
             connectors: list(&self.connectors),
+            certificates: self.certificates.as_ref().map(|given| StringList { values: given.clone() }),
             enabled: self.enabled,
             note: self.note.clone(),
             owner: self.owner.clone(),

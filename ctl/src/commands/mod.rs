@@ -22,6 +22,7 @@ pub(crate) mod route;
 pub(crate) mod settings;
 pub(crate) mod status;
 pub(crate) mod tls;
+mod tls_check;
 pub(crate) mod watch;
 
 use serde_json::json;

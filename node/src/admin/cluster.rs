@@ -117,6 +117,7 @@ pub(super) async fn status(context: &Context) -> v1::ClusterStatusReply {
     if digests_differ {
         warnings.push("members hold different states at the same index: this must never happen".to_owned());
     }
+    warnings.extend(super::tls::warnings(&view, now_ms()));
     let voters = raft.voters.len();
     let quorum = voters / 2 + 1;
     let alive = out.iter().filter(|member| member.voter && member.reachable).count();

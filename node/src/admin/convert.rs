@@ -286,6 +286,9 @@ pub(super) fn merge_credential(mut credential: Credential, from: &v1::Credential
     if let Some(list) = &from.connectors {
         credential.connectors.clone_from(&list.values);
     }
+    if let Some(list) = &from.certificates {
+        credential.certificates = words(CREDENTIAL, "certificate", list)?;
+    }
     if let Some(text) = &from.expires_at {
         credential.expires_at_ms = match text.as_str() {
             "" => None,
@@ -311,6 +314,7 @@ pub(super) fn credential_out(found: &Versioned<std::sync::Arc<Credential>>, now_
         expires_at: credential.expires_at_ms.map(rfc3339),
         revision: found.revision,
         expired: credential.expires_at_ms.is_some_and(|at| at <= now_ms),
+        certificates: strings(&credential.certificates),
         secrets: credential.live_verifiers(now_ms).map(secret_out).collect(),
     }
 }

@@ -89,6 +89,7 @@ pub(super) async fn put(
             }
         }
         None if request.finish_rotation => Secrets::Finish,
+        None if create && from.certificates.as_ref().is_some_and(|list| !list.values.is_empty()) => Secrets::Kept,
         None if create || request.rotate => {
             return Err(invalid(
                 "PH-CRED-005",

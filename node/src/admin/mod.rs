@@ -17,6 +17,7 @@ mod route;
 mod rpc;
 mod service;
 mod settings;
+mod tls;
 
 pub use front_link::{FrontLinkService, PushedReadiness, ReadinessWatch};
 pub use fronts::FrontReports;

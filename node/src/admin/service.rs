@@ -17,7 +17,7 @@ use crate::queue::QueueHandle;
 use crate::raft::{LocalFacts, RaftHandle};
 use crate::spool::Spool;
 use crate::state::{AllowlistEntry, Change, Command, Outcome, StateView, apply};
-use crate::tls::Dialer;
+use crate::tls::{Dialer, FailedHandshakes};
 
 /// What the services of a member work with.
 pub struct Context {
@@ -31,6 +31,8 @@ pub struct Context {
     pub dialer: Dialer,
     /// Seals secrets.
     pub data_key: DataKey,
+    /// Devices of this node that could not shake hands.
+    pub failed_handshakes: Arc<FailedHandshakes>,
     /// This node's name.
     pub node_name: String,
     /// This node's id.
@@ -447,22 +449,38 @@ impl Admin for AdminService {
         request: Request<v1::ListRequest>,
     ) -> Result<Response<v1::ListCertificatesReply>, Status> {
         let (context, _) = self.open(&request)?;
-        let view = context.view();
-        let certificates = view
-            .state
-            .certificates
-            .values()
-            .map(|found| v1::Certificate {
-                name: found.value.name.clone(),
-                subject: found.value.subject.clone(),
-                issuer: found.value.issuer.clone(),
-                names: found.value.names.clone(),
-                not_after: crate::clock::rfc3339(found.value.not_after_ms),
-                revision: found.revision,
-            })
-            .collect();
-        let cluster_ca_pem = view.state.facts.as_ref().map(|facts| facts.ca_pem.clone()).unwrap_or_default();
-        Ok(Response::new(v1::ListCertificatesReply { certificates, cluster_ca_pem }))
+        Ok(Response::new(super::tls::list(&context.view())))
+    }
+
+    async fn import_certificate(
+        &self,
+        request: Request<v1::ImportCertificateRequest>,
+    ) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::tls::import(&context, &actor, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn delete_certificate(&self, request: Request<v1::NameRequest>) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::NameRequest { name, options } = request.into_inner();
+        let change = Change::DeleteCertificate { name };
+        Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
+    }
+
+    async fn put_client_authorities(
+        &self,
+        request: Request<v1::PutClientAuthoritiesRequest>,
+    ) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::tls::put_client_authorities(&context, &actor, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_failed_handshakes(
+        &self,
+        request: Request<v1::ListFailedHandshakesRequest>,
+    ) -> Result<Response<v1::ListFailedHandshakesReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        Ok(Response::new(super::tls::failed_handshakes(&context, request.into_inner()).await))
     }
 
     async fn list_fronts(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::ListFrontsReply>, Status> {

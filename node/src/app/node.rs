@@ -30,7 +30,7 @@ use crate::raft::{LocalFacts, RaftHandle, RaftOptions};
 use crate::shutdown::{Scope, run_blocking};
 use crate::spool::Spool;
 use crate::state::{Change, Command, Member, MemberService, MemberState};
-use crate::tls::{self, DeviceTls, Dialer};
+use crate::tls::{self, DeviceTls, Dialer, FailedHandshakes};
 
 /// How often readiness is looked at. A change reaches the fronts within this plus a network round.
 const READINESS_INTERVAL: Duration = Duration::from_millis(50);
@@ -151,6 +151,7 @@ fn pages(node: &Arc<Node>, metrics: PrometheusHandle) -> Pages {
         before_metrics: Arc::new(move || {
             if let Some(context) = gauges.slot.get() {
                 context.queue.publish_gauges();
+                tls::publish_expiry(&context.view());
             }
         }),
     }
@@ -232,16 +233,19 @@ impl Node {
         crate::spool::describe_metrics();
         crate::queue::describe_metrics();
         crate::outbound::describe_metrics();
+        tls::describe_metrics();
         let deps = QueueDeps { view: raft.view(), node: facts, outbound: Arc::new(outbound), settings };
         let queue = QueueManager::start(spool.clone(), deps, &member_scope);
         let _ = queued.set(queue.clone());
 
+        let failed_handshakes = Arc::new(FailedHandshakes::default());
         let context = Arc::new(Context {
             raft: raft.clone(),
             spool: spool.clone(),
             queue: queue.clone(),
             dialer,
             data_key: data_key.clone(),
+            failed_handshakes: Arc::clone(&failed_handshakes),
             node_name: identity.name.clone(),
             node_id: identity.node_id,
             local_facts,
@@ -266,6 +270,7 @@ impl Node {
                 view: raft.view(),
                 spool,
                 tls: Arc::new(DeviceTls::new(data_key.clone())),
+                failed_handshakes,
                 data_key,
                 node_name: identity.name.clone(),
                 fqdn,

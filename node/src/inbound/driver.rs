@@ -17,9 +17,11 @@ use tokio_rustls::server::TlsStream;
 use super::header::{self, Introduced};
 use super::leniencies;
 use super::login::Scram;
+use super::mechanisms::{mechanisms, offers_client_certificate};
 use super::metrics_names::{ACCEPTED, HANDSHAKES, REJECTIONS, STRIPPED, XCLIENTS};
 use super::policy::{self, Now, Standing};
 use super::prefixed::Prefixed;
+use super::recorder::{Heard, Recorder};
 use super::xclient::{Counted, Reopened, reopen};
 use super::{Shared, tarpit};
 use crate::clock::now_ms;
@@ -33,6 +35,7 @@ use crate::smtp::session::{
 };
 use crate::smtp::{Mechanism, Xclient};
 use crate::spool::{Append, NewMessage};
+use crate::tls::Wanted;
 
 /// What one read takes at most; with one line and one header it bounds the memory of a session.
 const READ_BYTES: usize = 16 * 1024;
@@ -69,7 +72,7 @@ pub(super) async fn session(shared: &Arc<Shared>, tcp: TcpStream, rest: Vec<u8>,
         expired = opened.expired,
         "session opened"
     );
-    let tls = server_tls(shared, connector.tls_certificate_name.as_deref());
+    let tls = server_tls(shared, connector_tls(connector));
     let config = session_config(shared, &opened, tls.is_some());
     let implicit_tls = opened.implicit_tls;
     let driver = Driver {
@@ -100,7 +103,7 @@ pub(super) async fn session(shared: &Arc<Shared>, tcp: TcpStream, rest: Vec<u8>,
 
 /// Answers a front's check: a greeting, and whatever a session may say that sends nothing.
 pub(super) async fn probe(shared: &Arc<Shared>, tcp: TcpStream, by: Introduced, implicit_tls: bool, ended: Scope) {
-    let tls = server_tls(shared, None);
+    let tls = server_tls(shared, Wanted::default());
     let mut config = SessionConfig::new(shared.options.fqdn.clone(), by.source.ip());
     config.probe = true;
     config.tls = match (implicit_tls, tls.is_some()) {
@@ -134,8 +137,8 @@ pub(super) async fn probe(shared: &Arc<Shared>, tcp: TcpStream, by: Introduced, 
 }
 
 /// The server certificate for a connector, or none; that none can be used is ours to know.
-fn server_tls(shared: &Shared, name: Option<&str>) -> Option<Arc<ServerConfig>> {
-    match shared.options.tls.server_config(&shared.view(), name) {
+fn server_tls(shared: &Shared, wanted: Wanted<'_>) -> Option<Arc<ServerConfig>> {
+    match shared.options.tls.server_config(&shared.view(), wanted) {
         Ok(found) => found,
         Err(error) => {
             tracing::error!(%error, "a server certificate cannot be used: TLS is not offered");
@@ -144,10 +147,18 @@ fn server_tls(shared: &Shared, name: Option<&str>) -> Option<Arc<ServerConfig>> 
     }
 }
 
+/// What a connector asks of TLS.
+fn connector_tls(connector: &ReceiveConnector) -> Wanted<'_> {
+    Wanted {
+        certificate: connector.tls_certificate_name.as_deref(),
+        fqdn: connector.fqdn.as_deref(),
+        client_certificates: offers_client_certificate(connector),
+    }
+}
+
 fn session_config(shared: &Shared, opened: &Opened, has_certificate: bool) -> SessionConfig {
     let c = &opened.connector;
     let fqdn = c.fqdn.clone().unwrap_or_else(|| shared.options.fqdn.clone());
-    let mechanisms = |offered: bool| if offered { vec![Mechanism::Login, Mechanism::Plain] } else { Vec::new() };
     let mut config = SessionConfig::new(fqdn, opened.source);
     config.session_id.clone_from(&opened.session_id);
     config.banner.clone_from(&c.banner);
@@ -173,8 +184,8 @@ fn session_config(shared: &Shared, opened: &Opened, has_certificate: bool) -> Se
         (false, true, false) => TlsMode::Available,
         (false, true, true) => TlsMode::Required,
     };
-    config.auth_plaintext = mechanisms(c.offers_auth(false));
-    config.auth_tls = mechanisms(c.offers_auth(true));
+    config.auth_plaintext = mechanisms(c, false);
+    config.auth_tls = mechanisms(c, true);
     config.limits = Limits {
         max_message_size: c.max_message_size,
         max_header_size: c.max_header_size,
@@ -273,28 +284,31 @@ fn now() -> std::time::Instant {
 }
 
 impl Driver<'_> {
-    async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(&mut self, stream: S) -> Option<TlsStream<S>> {
+    async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(&mut self, stream: S) -> Option<TlsStream<Recorder<S>>> {
         let Some(tls) = &self.certificate else {
             tracing::warn!(session.id = %self.session_id, "TLS is not possible: the cluster has no usable certificate");
             return None;
         };
         let acceptor = TlsAcceptor::from(Arc::clone(tls));
-        let result = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
-        let failed = match result {
-            Ok(Ok(stream)) => {
+        let heard = Heard::default();
+        let accepting = acceptor.accept(Recorder::new(stream, heard.clone()));
+        let failed = match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {
+            Ok(Ok(mut stream)) => {
+                stream.get_mut().0.stop();
                 counter!(HANDSHAKES, "result" => "ok").increment(1);
                 let connection = stream.get_ref().1;
                 let version = connection.protocol_version().map(|version| format!("{version:?}")).unwrap_or_default();
                 let suite = connection.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
                 self.tls = Some(format!("version={} cipher={}", version, suite.unwrap_or_default()));
                 self.binding = channel_binding(connection);
+                self.certificate_user = self.user_of_certificate(connection.peer_certificates());
                 return Some(stream);
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => "timed out".to_owned(),
         };
         counter!(HANDSHAKES, "result" => "failed").increment(1);
-        tracing::debug!(session.id = %self.session_id, source.addr = %self.source, error = %failed, "TLS handshake failed");
+        self.handshake_failed(&heard.take(), &failed);
         None
     }
 
@@ -450,7 +464,7 @@ impl Driver<'_> {
         // The client named before has left.
         self.counted = None;
         let Reopened { opened, counted } = reopen(self.shared, opened, said)?;
-        self.certificate = server_tls(self.shared, opened.connector.tls_certificate_name.as_deref());
+        self.certificate = server_tls(self.shared, connector_tls(&opened.connector));
         let config = session_config(self.shared, &opened, self.certificate.is_some());
         self.source = opened.source;
         self.by_fqdn.clone_from(&config.fqdn);

@@ -4,15 +4,20 @@
 use std::time::Duration;
 
 use metrics::counter;
+use rustls::pki_types::CertificateDer;
 
 use super::authenticate::Login;
 use super::driver::Driver;
+use super::mechanisms::offers_client_certificate;
 use super::metrics_names::AUTH;
-use super::policy;
+use super::policy::{self, Standing};
 use crate::clock::now_ms;
-use crate::credential::{Binding, ClientFirst, Credential, ScramError, ScramExchange, ScramKeys, SecretId};
+use crate::credential::{
+    Binding, CertificatePattern, ClientFirst, Credential, ScramError, ScramExchange, ScramKeys, SecretId,
+};
 use crate::smtp::session::AuthOutcome;
 use crate::smtp::{Mechanism, Password};
+use crate::tls::{Hello, judge_client_certificate};
 
 /// A SCRAM exchange between two messages of the client.
 pub(super) enum Scram {
@@ -120,6 +125,69 @@ impl Driver<'_> {
             return Err("the certificate stands for another user");
         }
         self.log_in(tls, user, None).map(AuthOutcome::AcceptedAs)
+    }
+
+    /// The credential that the client's certificate stands for, if it may be used here: exactly one must know it.
+    pub(super) fn user_of_certificate(&self, chain: Option<&[CertificateDer<'_>]>) -> Option<String> {
+        let opened = self.opened.as_ref().filter(|opened| offers_client_certificate(&opened.connector))?;
+        let (view, now_ms) = (self.shared.view(), now_ms());
+        let shown = judge_client_certificate(chain?, &view.state.settings.client_ca_pem, now_ms)?;
+        let mut known = view
+            .state
+            .credentials
+            .values()
+            .filter(|found| found.value.certificates.iter().any(|pattern| pattern.matches(&shown)));
+        let (first, second) = (known.next(), known.next());
+        let user = match (first, second) {
+            (Some(found), None) => found.value.user.clone(),
+            (None, _) => {
+                tracing::debug!(
+                    session.id = %self.session_id,
+                    source.addr = %self.source,
+                    trusted = shown.is_trusted,
+                    fingerprint = %CertificatePattern::Fingerprint(shown.fingerprint),
+                    "no credential knows the client's certificate"
+                );
+                return None;
+            }
+            (Some(one), Some(other)) => {
+                tracing::warn!(
+                    session.id = %self.session_id,
+                    one = %one.value.user,
+                    other = %other.value.user,
+                    "two credentials know one client certificate: it counts for neither"
+                );
+                return None;
+            }
+        };
+        let standing = Standing { user: Some(&user), ..self.standing(true)? };
+        let permitted = policy::auth(&view, &standing);
+        counter!(AUTH, "result" => if permitted { "verified" } else { "refused" }).increment(1);
+        tracing::debug!(
+            session.id = %self.session_id,
+            source.addr = %opened.source,
+            user = %user,
+            permitted,
+            "client certificate of a credential"
+        );
+        permitted.then_some(user)
+    }
+
+    /// Remembers a device that could not shake hands. One that said nothing at all was no device: a port was looked at.
+    pub(super) fn handshake_failed(&self, heard: &[u8], error: &str) {
+        let hello = Hello::read(heard);
+        let offered: Vec<String> = hello.versions.iter().map(ToString::to_string).collect();
+        tracing::debug!(
+            session.id = %self.session_id,
+            source.addr = %self.source,
+            offered = %offered.join(", "),
+            error,
+            "TLS handshake failed"
+        );
+        if let Some(opened) = self.opened.as_ref().filter(|_| !heard.is_empty()) {
+            let (port, connector) = (opened.local.port(), opened.connector.name.as_str());
+            self.shared.options.failed_handshakes.record(self.source, port, connector, hello, error, now_ms());
+        }
     }
 
     /// Makes `user` the one whom the session acts for, if its connector takes mail from credentials.

@@ -9,9 +9,11 @@ mod header;
 mod leniencies;
 mod listener;
 mod login;
+mod mechanisms;
 mod metrics_names;
 mod policy;
 mod prefixed;
+mod recorder;
 mod xclient;
 
 use std::net::SocketAddr;
@@ -32,7 +34,7 @@ use crate::proxy_protocol::ReplayWindow;
 use crate::shutdown::Scope;
 use crate::spool::Spool;
 use crate::state::StateView;
-use crate::tls::DeviceTls;
+use crate::tls::{DeviceTls, FailedHandshakes};
 use authenticate::Authenticator;
 use front_keys::FrontKeys;
 
@@ -49,6 +51,8 @@ pub struct InboundOptions {
     pub spool: Spool,
     /// Server certificates.
     pub tls: Arc<DeviceTls>,
+    /// Devices that could not shake hands.
+    pub failed_handshakes: Arc<FailedHandshakes>,
     /// Opens the fronts' signing keys.
     pub data_key: DataKey,
     /// This node's name: what a front's signature must be made for.

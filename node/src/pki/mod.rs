@@ -3,12 +3,14 @@
 
 mod authority;
 mod identity;
+mod import;
 mod peer;
 mod seal;
 mod token;
 
 pub use authority::{Authority, IssuedKey, PkiError, SUBMISSION_CERTIFICATE_NAME, certificate_details};
 pub use identity::{Identity, IdentityError, IdentityRole, Redacted};
+pub use import::{CheckedCertificate, ImportError, check_certificate};
 pub use peer::{PeerIdentity, PeerInfo, certificate_identity};
 pub use seal::{CA_KEY_CONTEXT, DataKey, SealError, front_key_context, route_password_context};
 pub use token::{JoinTokenText, TokenError};

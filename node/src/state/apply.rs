@@ -8,8 +8,9 @@ use std::sync::Arc;
 use super::fronts;
 use super::refusals::{denied, exists, invalid, not_found, revision_moved, token_refused, uninitialised};
 use super::{
-    AUDIT_RECORDS_MAX, AcceptedDomain, AllowlistEntry, AuditRecord, Change, ClusterState, Command, FrontMember,
-    JoinRole, Member, MemberRole, MemberState, NewCluster, ObjectKey, Objects, Outcome, Refusal, Versioned,
+    AUDIT_RECORDS_MAX, AcceptedDomain, AllowlistEntry, AuditRecord, CertificateName, Change, ClusterState, Command,
+    FrontMember, JoinRole, Member, MemberRole, MemberState, NewCluster, ObjectKey, Objects, Outcome, Refusal,
+    Versioned,
 };
 use crate::connector::{self, ReceiveConnector, RemoteIpRange, SendConnector};
 use crate::mail::Domain;
@@ -114,6 +115,15 @@ impl Change {
                 let name = certificate.name.clone();
                 put(&mut state.certificates, revision, name.clone(), Arc::new(certificate.clone()));
                 Ok(one(ObjectKey::Certificate(name.clone()), format!("stored certificate {name}")))
+            }
+            Self::DeleteCertificate { name } => delete_certificate(state, command, name),
+            Self::PutClientAuthorities { pem } => {
+                if state.settings.client_ca_pem == *pem {
+                    return Ok(Done::default());
+                }
+                Arc::make_mut(&mut state.settings).client_ca_pem.clone_from(pem);
+                let verb = if pem.is_empty() { "cleared" } else { "replaced" };
+                Ok(one(ObjectKey::Settings, format!("{verb} the authorities of client certificates")))
             }
             Self::CreateJoinToken { token } => {
                 // Spent and expired tokens are cleared away here, so that the list stays short.
@@ -392,6 +402,35 @@ fn delete_connector(state: &mut ClusterState, command: &Command, name: &str) -> 
     }
     for credential in state.credentials.values().filter(|found| found.value.connectors.iter().any(|c| c == name)) {
         done.warnings.push(format!("credential \"{}\" was limited to it", credential.value.user));
+    }
+    Ok(done)
+}
+
+/// Refused while a connector names it and nothing else would answer to that name: its TLS would be gone.
+fn delete_certificate(state: &mut ClusterState, command: &Command, name: &str) -> Result<Done, Refusal> {
+    let Some(found) = state.certificates.get(name) else {
+        return Err(not_found("PH-TLS-001", "certificate", name, "tls list"));
+    };
+    let needs = |connector: &ReceiveConnector| {
+        connector.tls_certificate_name.as_deref().map(CertificateName::parse).is_some_and(|wanted| {
+            let mut others = state.certificates.values().filter(|other| other.value.name != name);
+            wanted.selects(&found.value) && !others.any(|other| wanted.selects(&other.value))
+        })
+    };
+    let connectors = state.connectors.values().map(|connector| &connector.value);
+    let users: Vec<&str> = connectors.filter(|c| needs(c)).map(|connector| connector.name.as_str()).collect();
+    if let Some(first) = users.first() {
+        return Err(denied(
+            "PH-TLS-004",
+            format!("certificate \"{name}\" is in use"),
+            format!("named by connector {}", users.join(", ")),
+            format!("name another first: posthousectl connector set {first} --tls-certificate-name NAME"),
+        ));
+    }
+    delete(&mut state.certificates, command, name, "certificate", "PH-TLS-001", "tls list")?;
+    let mut done = one(ObjectKey::Certificate(name.to_owned()), format!("deleted certificate {name}"));
+    if state.certificates.is_empty() {
+        done.warnings.push("no certificate is left: TLS is not offered any more".to_owned());
     }
     Ok(done)
 }

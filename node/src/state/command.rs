@@ -125,6 +125,16 @@ pub enum Change {
         /// The certificate, its key sealed.
         certificate: Certificate,
     },
+    /// Deletes a certificate that no connector needs.
+    DeleteCertificate {
+        /// Which.
+        name: String,
+    },
+    /// Replaces the authorities of devices' own certificates.
+    PutClientAuthorities {
+        /// PEM; empty: none.
+        pem: String,
+    },
     /// Makes a join token.
     CreateJoinToken {
         /// The token, its secret hashed.

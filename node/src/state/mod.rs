@@ -3,6 +3,7 @@
 //! every node.
 
 mod apply;
+mod certificate_name;
 mod command;
 mod fronts;
 mod objects;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use apply::{Applied, apply};
+pub use certificate_name::CertificateName;
 pub use command::{COMMAND_VERSION, Change, Command, CommandDecodeError, NewCluster, Outcome, Refusal, RefusalKind};
 pub use objects::{
     AcceptedDomain, AllowlistEntry, AuditRecord, Certificate, ClusterFacts, FrontMember, FrontSigningKey, JoinRole,

@@ -51,6 +51,9 @@ pub struct Settings {
     /// Who reads what is sent to `postmaster` (RFC 5321 §4.5.1); absent: such letters wait until there is somebody.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub postmaster: Option<Mailbox>,
+    /// The authorities whose client certificates name devices, PEM; empty: none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub client_ca_pem: String,
 }
 
 /// A site's printers fit in a handful of /24 networks; a /16 is a mistake more often than a wish.
@@ -58,7 +61,12 @@ pub const RELAY_ADDRESSES_MAX_DEFAULT: u64 = 4096;
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { relay_addresses_max: RELAY_ADDRESSES_MAX_DEFAULT, dsn_copy_to: Vec::new(), postmaster: None }
+        Self {
+            relay_addresses_max: RELAY_ADDRESSES_MAX_DEFAULT,
+            dsn_copy_to: Vec::new(),
+            postmaster: None,
+            client_ca_pem: String::new(),
+        }
     }
 }
 

@@ -302,3 +302,38 @@ fn keys_survive_their_encoding_and_nonsense_is_refused() {
         assert!(ObjectKey::from_bytes(bytes).is_err(), "{bytes:?}");
     }
 }
+
+#[test]
+fn a_certificate_is_deleted_only_when_no_connector_needs_it() {
+    let mut state = ClusterState::default();
+    run(&mut state, 1, init());
+    let certificate = |name: &str, subject: &str| Certificate {
+        name: name.to_owned(),
+        chain_pem: String::new(),
+        sealed_key: SealedSecret("sealed".to_owned()),
+        names: vec![],
+        subject: subject.to_owned(),
+        issuer: "O=Corp, CN=Corp CA".to_owned(),
+        not_after_ms: 0,
+    };
+    let store = |certificate| Change::PutCertificate { certificate };
+    let delete = |name: &str| Change::DeleteCertificate { name: name.to_owned() };
+    run(&mut state, 2, store(certificate("smtp", "CN=smtp.corp.example, O=Corp")));
+    let Change::PutConnector { mut connector, ranges, .. } = put("erp", true, &["10.0.0.0/24"]) else { unreachable!() };
+    connector.tls_certificate_name = Some("<I>CN=Corp CA,O=Corp<S>O=corp,CN=SMTP.corp.example".to_owned());
+    run(&mut state, 3, Change::PutConnector { create: true, connector, ranges });
+    let Outcome::Refused(refusal) = run(&mut state, 4, delete("smtp")) else { panic!("it is needed") };
+    assert_eq!((refusal.code.as_str(), refusal.kind), ("PH-TLS-004", RefusalKind::Denied));
+    assert!(refusal.cause.contains("erp"), "{refusal:?}");
+    // A renewal under the same names takes its place.
+    run(&mut state, 5, store(certificate("smtp-2027", "O=Corp, CN=smtp.corp.example")));
+    assert!(matches!(run(&mut state, 6, delete("smtp")), Outcome::Applied { changed: true, .. }));
+    assert!(matches!(run(&mut state, 7, delete("smtp-2027")), Outcome::Refused(_)));
+    let Outcome::Refused(refusal) = run(&mut state, 8, delete("smtp")) else { panic!("it is gone") };
+    assert_eq!(refusal.code, "PH-TLS-001");
+    // The authorities of devices' certificates are one setting among others, and are written only when they change.
+    let authorities = || Change::PutClientAuthorities { pem: "pem".to_owned() };
+    assert!(matches!(run(&mut state, 9, authorities()), Outcome::Applied { changed: true, .. }));
+    assert!(matches!(run(&mut state, 10, authorities()), Outcome::Applied { changed: false, .. }));
+    assert_eq!(state.settings.relay_addresses_max, RELAY_ADDRESSES_MAX_DEFAULT);
+}
