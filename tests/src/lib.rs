@@ -9,6 +9,7 @@ pub mod device;
 pub mod dialog;
 pub mod http;
 pub mod ledger;
+pub mod tls_dialog;
 pub mod wait;
 
 pub use cluster::{Ctl, Proc, TestCluster, binary, repository};
