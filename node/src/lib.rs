@@ -7,6 +7,7 @@ pub mod app;
 pub mod clock;
 pub mod config;
 pub mod connector;
+pub mod counts;
 pub mod credential;
 pub mod front;
 pub mod health;

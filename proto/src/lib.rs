@@ -1,5 +1,5 @@
 //! The wire contracts of Posthouse: what an administrator may ask (`admin.proto`), what members say to each other
-//! (`raft.proto`) and what a node tells a front (`front.proto`). Generated code only; no logic lives here.
+//! (`raft.proto`, `peer.proto`) and what a node tells a front (`front.proto`). Generated code only; no logic lives here.
 
 /// Version 1 of every contract. Fields are added, never reused.
 pub mod v1 {

@@ -126,13 +126,13 @@ pub(crate) struct ConnectorFlags {
     /// Failed logins until the session is closed; 0: never
     #[arg(long, value_name = "N", value_parser = parse::limit)]
     max_logon_failures: Option<u32>,
-    /// Open sessions per node, or unlimited
+    /// Open sessions in the whole cluster, or unlimited
     #[arg(long, value_name = "N", value_parser = parse::limit)]
     max_inbound_connection: Option<u32>,
-    /// Open sessions of one address per node, or unlimited
+    /// Open sessions of one address in the whole cluster, or unlimited
     #[arg(long, visible_alias = "max-conn-per-source", value_name = "N", value_parser = parse::limit)]
     max_inbound_connection_per_source: Option<u32>,
-    /// Open sessions of one address, in percent of the free ones of the connector, per node
+    /// Open sessions of one address, in percent of the free ones of the connector, of the whole cluster
     #[arg(long, value_name = "PERCENT")]
     max_inbound_connection_percentage_per_source: Option<u32>,
     /// Letters a minute of one source in the whole cluster, as 60, 60/min or unlimited

@@ -21,6 +21,7 @@ use crate::admin::{
 };
 use crate::clock::now_ms;
 use crate::config::NodeConfig;
+use crate::counts::{Counts, CountsService};
 use crate::health::{self, AgentState, DiskLimits, DiskProbe, Facts, Readiness, assess};
 use crate::inbound::{Inbound, InboundOptions};
 use crate::mail::Domain;
@@ -253,8 +254,11 @@ impl Node {
             own_uid: self.own_uid,
         });
         let _ = self.slot.set(Arc::clone(&context));
+        let counts = Counts::new();
+        crate::counts::start(&counts, raft.view(), context.dialer.clone(), identity.node_id, &member_scope);
         let router = Server::builder()
             .add_service(raft.peer_server())
+            .add_service(CountsService::server(&counts, raft.view()))
             .add_service(AdminServer::new(AdminService::new(Arc::clone(&self.slot))))
             .add_service(JoinServer::new(JoinService::new(Arc::clone(&self.slot))))
             .add_service(FrontLinkServer::new(FrontLinkService::new(
@@ -278,6 +282,7 @@ impl Node {
                 xclient: self.config.xclient.clone(),
                 readiness: self.taking.subscribe(),
                 sessions,
+                counts,
             },
         );
         self.announce(&member_scope, &context, &identity);

@@ -1,10 +1,6 @@
-//! How many sessions are open: per connector, and per source address on it. The counters belong to one node and are
-//! moved by its listener; what they are compared with is the connector's.
+//! The limits on connections and on the rate of letters: which one is reached, and what the device reads then. What
+//! they are compared with is counted by [`super::ClusterCounts`] for the whole cluster.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
-
-use super::range::canonical_ip;
 use super::receive::ReceiveConnector;
 use crate::mail::{Reply, reply};
 
@@ -17,6 +13,12 @@ pub enum LimitRefusal {
     /// `max_inbound_connection_per_source`.
     #[error("max_inbound_connection_per_source ({0}) reached")]
     PerSource(u32),
+    /// `max_inbound_connection_percentage_per_source`.
+    #[error("max_inbound_connection_percentage_per_source ({0} %) reached")]
+    PercentagePerSource(u32),
+    /// `message_rate_limit`.
+    #[error("message_rate_limit ({0} a minute) reached")]
+    MessageRate(u32),
 }
 
 impl LimitRefusal {
@@ -25,116 +27,111 @@ impl LimitRefusal {
     pub fn reply(&self) -> Reply {
         match self {
             Self::Total(_) => reply::too_many_connections(),
-            Self::PerSource(_) => reply::too_many_connections_per_source(),
-        }
-    }
-}
-
-/// Open sessions by connector and source. Holds one entry per source with an open session, so its size is bounded by
-/// the number of open connections.
-#[derive(Debug, Default)]
-pub struct ConnectionCounters {
-    connectors: HashMap<String, PerConnector>,
-}
-
-#[derive(Debug, Default)]
-struct PerConnector {
-    total: u32,
-    sources: HashMap<IpAddr, u32>,
-}
-
-impl ConnectionCounters {
-    /// Counts a session in, if the connector's limits allow one more. Who was counted in must be counted out with
-    /// [`Self::close`], under the same name and address.
-    ///
-    /// # Errors
-    /// The limit that was reached; nothing is counted then.
-    pub fn open(&mut self, connector: &ReceiveConnector, source: IpAddr) -> Result<(), LimitRefusal> {
-        let (total_max, source_max) = (connector.max_inbound_connection, connector.max_inbound_connection_per_source);
-        let source = canonical_ip(source);
-        if total_max != 0 && self.total(&connector.name) >= total_max {
-            return Err(LimitRefusal::Total(total_max));
-        }
-        if source_max != 0 && self.of_source(&connector.name, source) >= source_max {
-            return Err(LimitRefusal::PerSource(source_max));
-        }
-        let counts = self.connectors.entry(connector.name.clone()).or_default();
-        counts.total = counts.total.saturating_add(1);
-        let of_source = counts.sources.entry(source).or_default();
-        *of_source = of_source.saturating_add(1);
-        Ok(())
-    }
-
-    /// Counts a session out.
-    pub fn close(&mut self, connector: &str, source: IpAddr) {
-        let source = canonical_ip(source);
-        let Some(counts) = self.connectors.get_mut(connector) else { return };
-        counts.total = counts.total.saturating_sub(1);
-        if let Some(of_source) = counts.sources.get_mut(&source) {
-            *of_source = of_source.saturating_sub(1);
-            if *of_source == 0 {
-                counts.sources.remove(&source);
-            }
-        }
-        if counts.total == 0 {
-            self.connectors.remove(connector);
+            Self::PerSource(_) | Self::PercentagePerSource(_) => reply::too_many_connections_per_source(),
+            Self::MessageRate(_) => reply::submission_rate_exceeded(),
         }
     }
 
-    /// Sessions open on a connector.
+    /// Every word of [`Self::reason`].
+    pub const REASONS: [&'static str; 4] =
+        ["max_connections", "max_connections_per_source", "max_connections_percentage_per_source", "message_rate"];
+
+    /// A word of a closed set, for metrics.
     #[must_use]
-    pub fn total(&self, connector: &str) -> u32 {
-        self.connectors.get(connector).map_or(0, |counts| counts.total)
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Total(_) => "max_connections",
+            Self::PerSource(_) => "max_connections_per_source",
+            Self::PercentagePerSource(_) => "max_connections_percentage_per_source",
+            Self::MessageRate(_) => "message_rate",
+        }
     }
+}
 
-    /// Sessions open on a connector from one address.
-    #[must_use]
-    pub fn of_source(&self, connector: &str, source: IpAddr) -> u32 {
-        let counts = self.connectors.get(connector);
-        counts.and_then(|counts| counts.sources.get(&canonical_ip(source)).copied()).unwrap_or(0)
+/// Whether one more session fits beside `total` open ones, of which `of_source` are of the same address.
+///
+/// The percentage is of the connections that are still free, as in Exchange: a source may hold fewer the fuller the
+/// connector is, and one at least. 100 means no such limit: taken literally it would stop a source at half of an
+/// otherwise empty connector.
+pub(super) fn check_connections(connector: &ReceiveConnector, total: u32, of_source: u32) -> Result<(), LimitRefusal> {
+    let (total_max, source_max) = (connector.max_inbound_connection, connector.max_inbound_connection_per_source);
+    if total_max != 0 && total >= total_max {
+        return Err(LimitRefusal::Total(total_max));
     }
+    if source_max != 0 && of_source >= source_max {
+        return Err(LimitRefusal::PerSource(source_max));
+    }
+    let percentage = connector.max_inbound_connection_percentage_per_source;
+    if total_max != 0 && percentage < 100 {
+        let free = u64::from(total_max - total);
+        let allowed = (free * u64::from(percentage) / 100).max(1);
+        if u64::from(of_source) >= allowed {
+            return Err(LimitRefusal::PercentagePerSource(percentage));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
-
     use super::*;
 
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
+    fn connector(total: u32, source: u32, percentage: u32) -> ReceiveConnector {
+        ReceiveConnector {
+            max_inbound_connection: total,
+            max_inbound_connection_per_source: source,
+            max_inbound_connection_percentage_per_source: percentage,
+            ..ReceiveConnector::new("in")
+        }
     }
 
     #[test]
-    fn each_limit_stops_one_more_and_a_closed_session_makes_room() {
-        let mut connector = ReceiveConnector::new("in");
-        connector.max_inbound_connection = 3;
-        connector.max_inbound_connection_per_source = 2;
-        let mut counters = ConnectionCounters::default();
-        counters.open(&connector, ip("10.0.0.1")).unwrap();
-        counters.open(&connector, ip("::ffff:10.0.0.1")).unwrap();
-        assert_eq!(counters.open(&connector, ip("10.0.0.1")), Err(LimitRefusal::PerSource(2)));
-        counters.open(&connector, ip("10.0.0.2")).unwrap();
-        assert_eq!(counters.open(&connector, ip("10.0.0.3")), Err(LimitRefusal::Total(3)));
-        counters.close("in", ip("10.0.0.1"));
-        counters.open(&connector, ip("10.0.0.3")).unwrap();
-        assert_eq!((counters.total("in"), counters.of_source("in", ip("10.0.0.1"))), (3, 1));
+    fn each_limit_stops_one_more() {
+        for (limits, total, of_source, expected) in [
+            ((3, 2, 100), 2, 1, Ok(())),
+            ((3, 2, 100), 3, 0, Err(LimitRefusal::Total(3))),
+            ((3, 2, 100), 2, 2, Err(LimitRefusal::PerSource(2))),
+            ((0, 0, 1), 4_000_000_000, 4_000_000_000, Ok(())),
+            // Exchange's 2 %: of 5000 free ones 100, of 50 free ones one.
+            ((5000, 0, 2), 99, 97, Ok(())),
+            ((5000, 0, 2), 99, 98, Err(LimitRefusal::PercentagePerSource(2))),
+            ((5000, 0, 2), 4950, 1, Err(LimitRefusal::PercentagePerSource(2))),
+            ((5000, 0, 2), 4999, 0, Ok(())),
+            ((100, 0, 100), 99, 99, Ok(())),
+        ] {
+            let (a, b, c) = limits;
+            assert_eq!(check_connections(&connector(a, b, c), total, of_source), expected, "{limits:?}");
+        }
     }
 
     #[test]
-    fn zero_is_unlimited_and_nothing_is_left_behind() {
-        let mut connector = ReceiveConnector::new("in");
-        connector.max_inbound_connection = 0;
-        connector.max_inbound_connection_per_source = 0;
-        let mut counters = ConnectionCounters::default();
-        for _ in 0..50_000 {
-            counters.open(&connector, ip("10.0.0.1")).unwrap();
+    fn every_reason_is_in_the_closed_set() {
+        let all = [
+            LimitRefusal::Total(1),
+            LimitRefusal::PerSource(1),
+            LimitRefusal::PercentagePerSource(1),
+            LimitRefusal::MessageRate(1),
+        ];
+        assert_eq!(all.map(|limit| limit.reason()), LimitRefusal::REASONS);
+    }
+
+    #[test]
+    fn replies_are_exchanges() {
+        for (refusal, text) in [
+            (
+                LimitRefusal::Total(1),
+                "421 4.3.2 The maximum number of concurrent server connections has exceeded a limit, closing transmission channel",
+            ),
+            (
+                LimitRefusal::PercentagePerSource(1),
+                "421 4.3.2 The maximum number of concurrent server connections has exceeded a per-source limit, closing transmission channel",
+            ),
+            (
+                LimitRefusal::MessageRate(1),
+                "421 4.4.2 Message submission rate for this client has exceeded the configured limit",
+            ),
+        ] {
+            assert_eq!(refusal.reply().to_string(), text);
         }
-        for _ in 0..50_000 {
-            counters.close("in", ip("10.0.0.1"));
-        }
-        counters.close("in", ip("10.0.0.1"));
-        counters.close("never", ip("10.0.0.1"));
-        assert!(counters.connectors.is_empty());
     }
 }

@@ -5,6 +5,7 @@
 //! only; credentials come in as [`CredentialFacts`].
 
 mod conflict;
+mod counts;
 mod explain;
 mod guard;
 mod limits;
@@ -20,11 +21,13 @@ mod send;
 mod sender;
 mod switches;
 mod table;
+mod window;
 
 pub use conflict::{RangeConflict, conflict};
+pub use counts::{ClusterCounts, CountKey, CountValue, Report};
 pub use explain::{Explanation, Query, Step, explain};
 pub use guard::{GuardRefusal, RELAY_ADDRESSES_MAX, check as open_relay_guard};
-pub use limits::{ConnectionCounters, LimitRefusal};
+pub use limits::LimitRefusal;
 pub use permission::{
     Client, CredentialFacts, Decision, DomainKind, Domains, Reason, Reasons, Verdict, decide_auth, decide_mail,
     decide_rcpt,
@@ -40,3 +43,4 @@ pub use send::{AddressSpace, RetryOverride, RouteAuth, SendConnector, SendError,
 pub use sender::{SenderPattern, SenderRule};
 pub use switches::{Leniency, MessageRateSource, ProtocolLoggingLevel};
 pub use table::{AllowlistRange, Candidate, CandidateResult, ConnectorTable, Match};
+pub use window::{SLOTS as WINDOW_SLOTS, Window};

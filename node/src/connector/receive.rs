@@ -120,11 +120,11 @@ pub struct ReceiveConnector {
     pub max_protocol_errors: u32,
     /// Failed logins until the session is closed; 0: never.
     pub max_logon_failures: u32,
-    /// Open sessions, per node; 0: unlimited.
+    /// Open sessions in the whole cluster; 0: unlimited.
     pub max_inbound_connection: u32,
-    /// Open sessions of one address, per node; 0: unlimited.
+    /// Open sessions of one address in the whole cluster; 0: unlimited.
     pub max_inbound_connection_per_source: u32,
-    /// Open sessions of one address, as a percentage of those still free on the connector, per node.
+    /// Open sessions of one address, as a percentage of those still free on the connector; 100: no such limit.
     pub max_inbound_connection_percentage_per_source: u32,
     /// Letters a minute of one source, for the whole cluster; 0: unlimited.
     pub message_rate_limit: u32,

@@ -18,14 +18,15 @@ use super::header::{self, Introduced};
 use super::leniencies;
 use super::login::Scram;
 use super::mechanisms::{mechanisms, offers_client_certificate};
-use super::metrics_names::{ACCEPTED, HANDSHAKES, REJECTIONS, STRIPPED, XCLIENTS};
+use super::metrics_names::{ACCEPTED, HANDSHAKES, REJECTIONS, STRIPPED, XCLIENTS, count_limit};
 use super::policy::{self, Now, Standing};
 use super::prefixed::Prefixed;
 use super::recorder::{Heard, Recorder};
-use super::xclient::{Counted, Reopened, reopen};
+use super::xclient::{Reopened, reopen};
 use super::{Shared, tarpit};
 use crate::clock::now_ms;
 use crate::connector::{self, ReceiveConnector, RemoteIpRange, Right, Rights};
+use crate::counts::OpenCount;
 use crate::credential::{Binding, SecretId};
 use crate::mail::trace_header::{HeaderFacts, ReceivedInfo, date_rfc5322, missing_lines, received};
 use crate::mail::{Envelope, ForwardPath, Reply, ReversePath, header_firewall, reply};
@@ -213,7 +214,7 @@ pub(super) struct Driver<'a> {
     /// Absent for a front's check, which never gets as far as needing it.
     pub(super) opened: Option<Opened>,
     /// The place of the client that `XCLIENT` named, among those of its address.
-    counted: Option<Counted>,
+    counted: Option<OpenCount>,
     /// The credential that the session acts for, and the password it logged in with, if it was one.
     pub(super) user: Option<String>,
     pub(super) secret: Option<SecretId>,
@@ -486,6 +487,13 @@ impl Driver<'_> {
         };
         let decision = policy::mail(&view, &standing, &connector, expired, reverse_path);
         let rights = policy::rights(&view, &standing, &connector, expired);
+        if decision.is_permitted()
+            && let Err(limit) = self.shared.options.counts.letter(&connector, self.source, self.user.as_deref())
+        {
+            count_limit(&connector.name, limit);
+            tracing::debug!(session.id = %self.session_id, source.addr = %self.source, %limit, "letter refused");
+            return (Verdict::Close(limit.reply()), rights);
+        }
         (self.verdict(&connector, decision), rights)
     }
 

@@ -1,8 +1,8 @@
 //! Accepts connections, finds out whose they are, picks the connector, and hands them to the driver.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use metrics::{counter, gauge};
@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::driver::{self, Opened};
 use super::header::{self, Introduced, Owed};
-use super::metrics_names::{CONNECTIONS, SESSIONS};
+use super::metrics_names::{CONNECTIONS, SESSIONS, count_limit};
 use super::{Bound, Shared};
 use crate::clock::now_ms;
 use crate::connector::Match;
@@ -85,18 +85,19 @@ async fn connection(
         return;
     };
     let source = introduced.source.ip();
-    let counted = shared.counters.lock().unwrap_or_else(PoisonError::into_inner).open(&connector, source);
-    if let Err(refusal) = counted {
+    let counted = shared.options.counts.open(&connector, source);
+    if let Err(refusal) = &counted {
+        count_limit(&connector.name, *refusal);
         let name = connector.name.clone();
         counter!(CONNECTIONS, "connector" => name, "result" => "limit").increment(1);
-        tracing::debug!(source.addr = %introduced.source, connector = %connector.name, "connection limit reached");
+        tracing::debug!(source.addr = %introduced.source, connector = %connector.name, %refusal, "connection refused");
         if !implicit_tls {
             farewell(&mut tcp, &refusal.reply().with_suffix(&format!("[{}]", introduced.session_id))).await;
         }
         return;
     }
     counter!(CONNECTIONS, "connector" => connector.name.clone(), "result" => "accepted").increment(1);
-    let _open = OpenSession::new(shared, connector.name.clone(), source);
+    let _open = OpenSession::new(shared);
     let Introduced { front, session_id, rest, .. } = introduced;
     let opened = Opened { connector, range, expired, local, source, peer, front, session_id, implicit_tls };
     driver::session(shared, tcp, rest, opened, ended).await;
@@ -121,15 +122,13 @@ async fn farewell(tcp: &mut TcpStream, refusal: &Reply) {
 /// Counts a session for as long as it lives, however it ends.
 struct OpenSession {
     shared: Arc<Shared>,
-    connector: String,
-    source: std::net::IpAddr,
 }
 
 impl OpenSession {
-    fn new(shared: &Arc<Shared>, connector: String, source: std::net::IpAddr) -> Self {
+    fn new(shared: &Arc<Shared>) -> Self {
         shared.options.sessions.fetch_add(1, Ordering::Relaxed);
         gauge!(SESSIONS).increment(1.0);
-        Self { shared: Arc::clone(shared), connector, source }
+        Self { shared: Arc::clone(shared) }
     }
 }
 
@@ -137,7 +136,5 @@ impl Drop for OpenSession {
     fn drop(&mut self) {
         self.shared.options.sessions.fetch_sub(1, Ordering::Relaxed);
         gauge!(SESSIONS).decrement(1.0);
-        let mut counters = self.shared.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.close(&self.connector, self.source);
     }
 }

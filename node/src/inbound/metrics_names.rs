@@ -2,6 +2,8 @@
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 
+use crate::connector::LimitRefusal;
+
 /// Sessions open with devices.
 pub(super) const SESSIONS: &str = "posthouse_inbound_sessions";
 /// Connections from devices: connector, and accepted or why not.
@@ -10,6 +12,8 @@ pub(super) const CONNECTIONS: &str = "posthouse_inbound_connections_total";
 pub(super) const ACCEPTED: &str = "posthouse_inbound_messages_accepted_total";
 /// Refusals of a command, by connector and reply code.
 pub(super) const REJECTIONS: &str = "posthouse_inbound_rejections_total";
+/// What a limit refused, by connector and limit.
+pub(super) const LIMITS: &str = "posthouse_inbound_limit_refusals_total";
 /// Logins, by result.
 pub(super) const AUTH: &str = "posthouse_inbound_auth_total";
 /// TLS handshakes with devices, by result.
@@ -30,6 +34,10 @@ pub fn describe() {
     describe_counter!(CONNECTIONS, "Connections from devices, by connector and result.");
     describe_counter!(ACCEPTED, "Letters acknowledged, by connector.");
     describe_counter!(REJECTIONS, "Commands refused, by connector and reply code.");
+    describe_counter!(LIMITS, "Connections and letters that a limit refused, by connector and limit.");
+    for reason in LimitRefusal::REASONS {
+        counter!(LIMITS, "connector" => "", "reason" => reason).absolute(0);
+    }
     describe_counter!(AUTH, "Logins, by result.");
     for result in ["verified", "refused", "busy"] {
         counter!(AUTH, "result" => result).absolute(0);
@@ -54,4 +62,9 @@ pub fn describe() {
     for result in ["missing", "invalid", "unsigned", "unlisted"] {
         counter!(PROXY_HEADERS, "version" => "none", "command" => "none", "result" => result).absolute(0);
     }
+}
+
+/// Counts what a limit refused.
+pub(super) fn count_limit(connector: &str, limit: LimitRefusal) {
+    counter!(LIMITS, "connector" => connector.to_owned(), "reason" => limit.reason()).increment(1);
 }

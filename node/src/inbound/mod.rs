@@ -28,7 +28,8 @@ use tokio::sync::{Semaphore, watch};
 pub use metrics_names::describe;
 
 use crate::config::{ProxyProtocolSection, SmtpSection, XclientSection};
-use crate::connector::{ConnectionCounters, Principal, ReceiveConnector, Right, effective_rights};
+use crate::connector::{Principal, ReceiveConnector, Right, effective_rights};
+use crate::counts::Counts;
 use crate::pki::DataKey;
 use crate::proxy_protocol::ReplayWindow;
 use crate::shutdown::Scope;
@@ -67,6 +68,8 @@ pub struct InboundOptions {
     pub readiness: watch::Receiver<(bool, String)>,
     /// How many sessions are open, for whoever asks.
     pub sessions: Arc<AtomicU64>,
+    /// Sessions and letters of the whole cluster, for the limits.
+    pub counts: Counts,
 }
 
 /// What all connections share.
@@ -75,7 +78,6 @@ struct Shared {
     authenticator: Authenticator,
     front_keys: FrontKeys,
     replay: Mutex<ReplayWindow>,
-    counters: Mutex<ConnectionCounters>,
     permits: Arc<Semaphore>,
     complaints: header::Complaints,
     leniencies: leniencies::LeniencyCounts,
@@ -144,7 +146,6 @@ impl Inbound {
             authenticator: Authenticator::new(),
             front_keys: FrontKeys::new(options.data_key.clone()),
             replay: Mutex::default(),
-            counters: Mutex::default(),
             permits: Arc::new(Semaphore::new(SESSIONS_MAX)),
             complaints: header::Complaints::default(),
             leniencies: leniencies::LeniencyCounts::default(),

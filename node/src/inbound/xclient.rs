@@ -1,23 +1,24 @@
 //! A listed peer says `XCLIENT`: the connection becomes that of the client it speaks for. The connector is chosen anew
 //! for the claimed address, and so are its limits; a login that the peer claims is written down and grants nothing.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use metrics::counter;
 
 use super::Shared;
 use super::driver::Opened;
-use super::metrics_names::XCLIENTS;
+use super::metrics_names::{XCLIENTS, count_limit};
 use crate::clock::now_ms;
 use crate::connector::Match;
+use crate::counts::OpenCount;
 use crate::mail::{Reply, reply};
 use crate::smtp::Xclient;
 
 /// What a connection is from now on, and its place among the connections of its new source.
 pub(super) struct Reopened {
     pub(super) opened: Opened,
-    pub(super) counted: Counted,
+    pub(super) counted: OpenCount,
 }
 
 /// Chooses the connector for the client that `said` names.
@@ -35,8 +36,10 @@ pub(super) fn reopen(shared: &Arc<Shared>, opened: &Opened, said: &Xclient) -> R
         counter!(XCLIENTS, "result" => "no_connector").increment(1);
         return Err(reply::service_not_available());
     };
-    let counted = Counted::open(shared, &connector, source).inspect_err(|_| {
+    let counted = shared.options.counts.open(&connector, source).map_err(|limit| {
         counter!(XCLIENTS, "result" => "limit").increment(1);
+        count_limit(&connector.name, limit);
+        limit.reply()
     })?;
     counter!(XCLIENTS, "result" => "ok").increment(1);
     tracing::debug!(
@@ -62,30 +65,4 @@ pub(super) fn reopen(shared: &Arc<Shared>, opened: &Opened, said: &Xclient) -> R
         implicit_tls: opened.implicit_tls,
     };
     Ok(Reopened { opened, counted })
-}
-
-/// Counts a connection among those of a source, until dropped.
-pub(super) struct Counted {
-    shared: Arc<Shared>,
-    connector: String,
-    source: IpAddr,
-}
-
-impl Counted {
-    fn open(
-        shared: &Arc<Shared>,
-        connector: &crate::connector::ReceiveConnector,
-        source: IpAddr,
-    ) -> Result<Self, Reply> {
-        let mut counters = shared.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.open(connector, source).map_err(|refusal| refusal.reply())?;
-        Ok(Self { shared: Arc::clone(shared), connector: connector.name.clone(), source })
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let mut counters = self.shared.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.close(&self.connector, self.source);
-    }
 }

@@ -1,0 +1,109 @@
+//! Limits are the cluster's: a device that spreads itself over all nodes gets no more than one that does not.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::{Duration, Instant};
+
+use posthouse_tests::dialog::Dialog;
+use posthouse_tests::{TestCluster, http_get, until};
+
+/// A session that is greeted and has said hello, or what it was told instead.
+fn open(source: &str, target: std::net::SocketAddr) -> Result<Dialog, String> {
+    let mut dialog = Dialog::connect(source.parse().unwrap(), target).map_err(|error| error.to_string())?;
+    let banner = dialog.reply().map_err(|error| error.to_string())?;
+    if !banner.starts_with("220") {
+        return Err(banner);
+    }
+    dialog.command("EHLO device.example").unwrap();
+    Ok(dialog)
+}
+
+/// Sends a letter, and answers the first reply that was not positive.
+fn letter(dialog: &mut Dialog, id: &str) -> Result<(), String> {
+    let body = format!("Message-ID: <{id}@device.example>\r\n\r\n{id}\r\n.");
+    for line in ["MAIL FROM:<scan@corp.example>", "RCPT TO:<a@corp.example>", "DATA", &body] {
+        let reply = dialog.command(line).map_err(|error| error.to_string())?;
+        if !reply.starts_with('2') && !reply.starts_with('3') {
+            return Err(reply);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_rate_and_a_number_of_connections_hold_for_the_whole_cluster() {
+    let cluster = TestCluster::start();
+    cluster.wait_healthy();
+    cluster.ctl.ok(&[
+        "connector",
+        "create",
+        "slow",
+        "--from",
+        "127.0.50.0/24",
+        "--relay",
+        "internal",
+        "--message-rate-limit",
+        "60",
+        "--max-inbound-connection-per-source",
+        "6",
+    ]);
+
+    // One device, one session to each node, turn by turn, until every node refuses: 60 letters, and what comes in the
+    // half second in which a letter is not known everywhere yet.
+    let rate = "421 4.4.2 Message submission rate for this client has exceeded the configured limit";
+    let (mut accepted, mut sent, mut refused) = (0_u32, 0_u32, 0_u32);
+    let began = Instant::now();
+    let mut in_flight_max = 0;
+    let mut recent = std::collections::VecDeque::new();
+    while refused < 30 {
+        assert!(began.elapsed() < Duration::from_secs(50), "{accepted} accepted, {refused} refused");
+        for (index, node) in cluster.nodes.iter().enumerate() {
+            let mut dialog = open("127.0.50.1", node.smtp).expect("a session");
+            for turn in 0..5 {
+                match letter(&mut dialog, &format!("rate-{index}-{sent}-{turn}")) {
+                    Ok(()) => {
+                        accepted += 1;
+                        recent.push_back(Instant::now());
+                        while recent.front().is_some_and(|at| at.elapsed() > Duration::from_millis(500)) {
+                            recent.pop_front();
+                        }
+                        in_flight_max = in_flight_max.max(u32::try_from(recent.len()).unwrap());
+                    }
+                    Err(reply) => {
+                        assert!(reply.starts_with(rate), "{reply}");
+                        assert!(reply.ends_with(']'), "the session id: {reply}");
+                        assert!(dialog.command("NOOP").is_err(), "421 closes");
+                        refused += 1;
+                        break;
+                    }
+                }
+            }
+            sent += 1;
+        }
+    }
+    println!("{accepted} letters accepted of 60; at most {in_flight_max} came in 500 ms");
+    assert!(accepted >= 60, "{accepted}: the limit is not lower than it says");
+    assert!(accepted <= 60 + in_flight_max, "{accepted} accepted, {in_flight_max} within 500 ms");
+    // Another device has its own count.
+    letter(&mut open("127.0.50.2", cluster.nodes[0].smtp).unwrap(), "other").unwrap();
+
+    // Six sessions, two on each node; the seventh is one too many wherever it goes.
+    let held: Vec<Dialog> =
+        (0..6).map(|index| open("127.0.50.9", cluster.nodes[index % 3].smtp).expect("one of six")).collect();
+    let full = "421 4.3.2 The maximum number of concurrent server connections has exceeded a per-source limit";
+    for node in &cluster.nodes {
+        let reply = until(Duration::from_secs(5), "the other nodes' sessions are known", || {
+            open("127.0.50.9", node.smtp).err()
+        });
+        assert!(reply.starts_with(full) && reply.ends_with(']'), "{reply}");
+    }
+    let counted = |reason: &str| -> f64 {
+        let series = format!("posthouse_inbound_limit_refusals_total{{connector=\"slow\",reason=\"{reason}\"}} ");
+        let pages = cluster.nodes.iter().map(|node| http_get(node.http, "/metrics").1);
+        let lines: Vec<String> = pages.flat_map(|page| page.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+        lines.iter().filter_map(|line| line.strip_prefix(&series)?.parse::<f64>().ok()).sum()
+    };
+    assert!((counted("message_rate") - f64::from(refused)).abs() < 0.5, "{}", counted("message_rate"));
+    assert!(counted("max_connections_per_source") >= 3.0);
+    drop(held);
+    until(Duration::from_secs(5), "there is room again", || open("127.0.50.9", cluster.nodes[0].smtp).ok());
+}
