@@ -2,8 +2,8 @@
 //! range. Built once per change of the state, then immutable; and the rule by which two ranges conflict.
 //!
 //! Ranges on one binding nest or stay apart, so they cut the address space into segments, each of which belongs to one
-//! innermost range. A look-up is a binary search over the segments' first addresses: 40 octets a range for IPv4, 64
-//! for IPv6.
+//! innermost range. A look-up is one search over the segments' first addresses ([`super::steps`]); whose the range is
+//! and until when stands beside the address that was found.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::range::{RemoteIpRange, canonical_ip};
 use super::receive::{Binding, ReceiveConnector};
-use super::segments::{Entry, NEVER, Segments};
+use super::segments::{Grant, NEVER, OWNERS_MAX, Segments};
 
 /// One range of a connector, as the table needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,17 @@ pub struct Match {
     pub range: RemoteIpRange,
     /// Whether that range has expired and grants nothing.
     pub expired: bool,
+}
+
+/// The same, borrowed from the table: what each connection and each `MAIL` asks. Copies nothing, and works out the
+/// range only for whoever wants to see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Hit<'a> {
+    /// The connector that takes the connection.
+    pub connector: &'a Arc<ReceiveConnector>,
+    expires_at_ms: i64,
+    group: &'a Group,
+    segment: u32,
 }
 
 /// A range that contains the source address, and what became of it.
@@ -66,13 +77,18 @@ pub enum CandidateResult {
 pub struct ConnectorTable {
     /// Enabled connectors, sorted by name; the indexes refer to it.
     connectors: Vec<Arc<ReceiveConnector>>,
-    /// Sorted by binding, for a binary search.
-    groups: Vec<(Binding, Arc<Group>)>,
+    /// The ranges on each binding. Bindings with the same connectors share one.
+    groups: Vec<Group>,
+    /// Port → group of the wildcard, per family. Short: a cluster has a handful of service ports.
+    any_v4: Vec<(u16, u32)>,
+    any_v6: Vec<(u16, u32)>,
+    /// Bindings to one address, sorted; usually none.
+    specific: Vec<(Binding, u32)>,
     /// Disabled connectors with their ranges, for `explain`.
     disabled: Vec<(Arc<ReceiveConnector>, Box<[AllowlistRange]>)>,
 }
 
-/// The ranges of one family of all connectors on a binding. Bindings with the same connectors share one.
+/// The ranges of one family of all connectors on a binding.
 #[derive(Debug)]
 enum Group {
     V4(Segments<u32>),
@@ -85,7 +101,9 @@ impl ConnectorTable {
     pub fn build<R: AsRef<[AllowlistRange]>>(connectors: impl IntoIterator<Item = (Arc<ReceiveConnector>, R)>) -> Self {
         let mut all: Vec<_> = connectors.into_iter().collect();
         all.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
-        let (enabled, disabled): (Vec<_>, Vec<_>) = all.into_iter().partition(|(connector, _)| connector.enabled);
+        let (mut enabled, disabled): (Vec<_>, Vec<_>) = all.into_iter().partition(|(connector, _)| connector.enabled);
+        // A million connectors: the state refuses far fewer.
+        enabled.truncate(OWNERS_MAX as usize);
 
         let mut on_binding: BTreeMap<Binding, Vec<u32>> = BTreeMap::new();
         for (index, (connector, _)) in (0_u32..).zip(&enabled) {
@@ -96,37 +114,47 @@ impl ConnectorTable {
                 }
             }
         }
-        let mut shared: BTreeMap<(bool, Vec<u32>), Arc<Group>> = BTreeMap::new();
-        let groups = on_binding
-            .into_iter()
-            .map(|(binding, users)| {
-                let v4 = binding.addr.is_ipv4();
-                let group = shared.entry((v4, users)).or_insert_with_key(|(_, users)| {
-                    let ranges = users.iter().flat_map(|index| {
-                        let (_, ranges) = &enabled[*index as usize];
-                        ranges.as_ref().iter().map(|entry| (*index, entry))
-                    });
-                    Arc::new(Group::build(v4, ranges))
+        let mut shared: BTreeMap<(bool, Vec<u32>), u32> = BTreeMap::new();
+        let mut table = Self::default();
+        for (binding, users) in on_binding {
+            let v4 = binding.addr.is_ipv4();
+            let group = *shared.entry((v4, users)).or_insert_with_key(|(_, users)| {
+                let ranges = users.iter().flat_map(|index| {
+                    let (_, ranges) = &enabled[*index as usize];
+                    ranges.as_ref().iter().map(|entry| (*index, entry))
                 });
-                (binding, Arc::clone(group))
-            })
-            .collect();
-        Self {
-            groups,
-            disabled: disabled.into_iter().map(|(connector, ranges)| (connector, ranges.as_ref().into())).collect(),
-            connectors: enabled.into_iter().map(|(connector, _)| connector).collect(),
+                table.groups.push(Group::build(v4, ranges));
+                (table.groups.len() - 1) as u32
+            });
+            match (binding.is_wildcard(), v4) {
+                (true, true) => table.any_v4.push((binding.port, group)),
+                (true, false) => table.any_v6.push((binding.port, group)),
+                (false, _) => table.specific.push((binding, group)),
+            }
         }
+        // `BTreeMap` gave the bindings in order, so that all three lists are sorted.
+        table.disabled = disabled.into_iter().map(|(connector, ranges)| (connector, ranges.as_ref().into())).collect();
+        table.connectors = enabled.into_iter().map(|(connector, _)| connector).collect();
+        table
     }
 
     /// Finds the connector for a connection from `source` to `local`: the address as the device dialled it, and the
     /// service port. An unspecified `local` address stands for one to which no connector is specifically bound.
     #[must_use]
-    pub fn find(&self, local: SocketAddr, source: IpAddr, now_ms: i64) -> Option<Match> {
+    #[inline]
+    pub fn lookup(&self, local: SocketAddr, source: IpAddr) -> Option<Hit<'_>> {
         let source = canonical_ip(source);
-        let (group, _) = self.listening(local, source);
-        let (entry, range) = group?.innermost(source)?;
-        let connector = Arc::clone(self.connectors.get(entry.owner as usize)?);
-        Some(Match { connector, range, expired: entry.expires_at_ms <= now_ms })
+        let group = self.listening(local, source)?;
+        let (segment, grant) = group.innermost(source)?;
+        let connector = self.connectors.get(grant.owner as usize)?;
+        Some(Hit { connector, expires_at_ms: grant.expires_at_ms, group, segment })
+    }
+
+    /// The same as [`Self::lookup`], to be kept.
+    #[must_use]
+    pub fn find(&self, local: SocketAddr, source: IpAddr, now_ms: i64) -> Option<Match> {
+        let hit = self.lookup(local, source)?;
+        Some(Match { connector: Arc::clone(hit.connector), range: hit.range(), expired: hit.is_expired(now_ms) })
     }
 
     /// Lists every range that contains `source` on a binding that `local` fits, the winner first, then the losers from
@@ -134,12 +162,15 @@ impl ConnectorTable {
     #[must_use]
     pub fn candidates(&self, local: SocketAddr, source: IpAddr) -> Vec<Candidate> {
         let source = canonical_ip(source);
-        let (group, shadowed) = self.listening(local, source);
+        let group = self.listening(local, source);
+        // The wildcard is shadowed where it is not what decides.
+        let wildcard = self.wildcard(local.port(), source);
+        let shadowed = wildcard.filter(|wildcard| group.is_none_or(|group| !std::ptr::eq(*wildcard, group)));
         let mut found: Vec<Candidate> = Vec::new();
         for (group, lost) in [(group, CandidateResult::Wider), (shadowed, CandidateResult::Shadowed)] {
-            for (entry, range) in group.map(|group| group.containing(source)).unwrap_or_default() {
-                let Some(connector) = self.connectors.get(entry.owner as usize) else { continue };
-                let expires_at_ms = (entry.expires_at_ms != NEVER).then_some(entry.expires_at_ms);
+            for (grant, range) in group.map(|group| group.containing(source)).unwrap_or_default() {
+                let Some(connector) = self.connectors.get(grant.owner as usize) else { continue };
+                let expires_at_ms = (grant.expires_at_ms != NEVER).then_some(grant.expires_at_ms);
                 found.push(Candidate { connector: Arc::clone(connector), range, expires_at_ms, result: lost });
             }
         }
@@ -180,23 +211,57 @@ impl ConnectorTable {
         self.connectors.iter()
     }
 
-    /// The group that decides, and the one that it shadows. The wildcard is that of the source's family: both ends of
-    /// a connection have the same.
-    fn listening(&self, local: SocketAddr, source: IpAddr) -> (Option<&Group>, Option<&Group>) {
-        let (address, port) = (canonical_ip(local.ip()), local.port());
-        let wildcard = self.group(&Binding { addr: wildcard_of(source), port });
-        if address.is_unspecified() {
-            return (wildcard, None);
-        }
-        match self.group(&Binding { addr: address, port }) {
-            Some(specific) => (Some(specific), wildcard),
-            None => (wildcard, None),
-        }
+    /// How many ranges the table holds and how many octets they take, groups that several bindings share counted once.
+    #[must_use]
+    pub fn footprint(&self) -> (usize, usize) {
+        self.groups.iter().fold((0, 0), |(ranges, octets), group| match group {
+            Group::V4(segments) => (ranges + segments.len(), octets + segments.bytes()),
+            Group::V6(segments) => (ranges + segments.len(), octets + segments.bytes()),
+        })
     }
 
-    fn group(&self, binding: &Binding) -> Option<&Group> {
-        let index = self.groups.binary_search_by(|(found, _)| found.cmp(binding)).ok()?;
-        self.groups.get(index).map(|(_, group)| &**group)
+    /// The group that decides: that of the very address dialled, where a connector is bound to it, else the wildcard's
+    /// of the source's family; both ends of a connection have the same.
+    #[inline]
+    fn listening(&self, local: SocketAddr, source: IpAddr) -> Option<&Group> {
+        if !self.specific.is_empty()
+            && let Some(group) = self.specific(local)
+        {
+            return Some(group);
+        }
+        self.wildcard(local.port(), source)
+    }
+
+    fn specific(&self, local: SocketAddr) -> Option<&Group> {
+        let binding = Binding { addr: canonical_ip(local.ip()), port: local.port() };
+        let index = self.specific.binary_search_by(|(found, _)| found.cmp(&binding)).ok()?;
+        self.groups.get(self.specific.get(index)?.1 as usize)
+    }
+
+    #[inline]
+    fn wildcard(&self, port: u16, source: IpAddr) -> Option<&Group> {
+        let any = if source.is_ipv4() { &self.any_v4 } else { &self.any_v6 };
+        let (_, group) = any.iter().find(|(found, _)| *found == port)?;
+        self.groups.get(*group as usize)
+    }
+}
+
+impl Hit<'_> {
+    /// The range by which it does.
+    #[must_use]
+    pub fn range(&self) -> RemoteIpRange {
+        match self.group {
+            Group::V4(segments) => segments.ends_at(self.segment).map(v4_range),
+            Group::V6(segments) => segments.ends_at(self.segment).map(v6_range),
+        }
+        // A segment that was found belongs to a range.
+        .unwrap_or(RemoteIpRange::all_v4())
+    }
+
+    /// Whether that range has expired and grants nothing.
+    #[must_use]
+    pub fn is_expired(&self, now_ms: i64) -> bool {
+        self.expires_at_ms <= now_ms
     }
 }
 
@@ -221,32 +286,24 @@ impl Group {
         }
     }
 
-    fn innermost(&self, ip: IpAddr) -> Option<(&Entry, RemoteIpRange)> {
+    #[inline]
+    fn innermost(&self, ip: IpAddr) -> Option<(u32, Grant)> {
         match (self, ip) {
-            (Self::V4(segments), IpAddr::V4(ip)) => {
-                let entry = segments.innermost(ip.to_bits())?;
-                Some((entry, v4_range(segments.ends(entry))))
-            }
-            (Self::V6(segments), IpAddr::V6(ip)) => {
-                let entry = segments.innermost(ip.to_bits())?;
-                Some((entry, v6_range(segments.ends(entry))))
-            }
+            (Self::V4(segments), IpAddr::V4(ip)) => segments.find(ip.to_bits()),
+            (Self::V6(segments), IpAddr::V6(ip)) => segments.find(ip.to_bits()),
             _ => None,
         }
     }
 
-    fn containing(&self, ip: IpAddr) -> Vec<(&Entry, RemoteIpRange)> {
+    fn containing(&self, ip: IpAddr) -> Vec<(Grant, RemoteIpRange)> {
+        let with = |range: RemoteIpRange| range.contains(ip);
         match self {
-            Self::V4(segments) => segments
-                .entries()
-                .map(|entry| (entry, v4_range(segments.ends(entry))))
-                .filter(|(_, range)| range.contains(ip))
-                .collect(),
-            Self::V6(segments) => segments
-                .entries()
-                .map(|entry| (entry, v6_range(segments.ends(entry))))
-                .filter(|(_, range)| range.contains(ip))
-                .collect(),
+            Self::V4(segments) => {
+                segments.ranges().map(|(ends, grant)| (grant, v4_range(ends))).filter(|(_, r)| with(*r)).collect()
+            }
+            Self::V6(segments) => {
+                segments.ranges().map(|(ends, grant)| (grant, v6_range(ends))).filter(|(_, r)| with(*r)).collect()
+            }
         }
     }
 }
@@ -396,17 +453,16 @@ mod tests {
         let v4: Vec<AllowlistRange> = (0..100_000_u32)
             .map(|n| AllowlistRange { range: RemoteIpRange::from_v4_bits(n << 8, (n << 8) + 5), expires_at_ms: None })
             .collect();
-        for (list, octets) in [(v6, 64), (v4, 40)] {
+        // The worst there can be: each with an expiry of its own.
+        let expiring = |list: &[AllowlistRange]| -> Vec<AllowlistRange> {
+            (1..).zip(list).map(|(n, entry)| AllowlistRange { expires_at_ms: Some(n), ..*entry }).collect()
+        };
+        let (v6_expiring, v4_expiring) = (expiring(&v6), expiring(&v4));
+        for (list, octets) in [(v6, 56), (v6_expiring, 64), (v4, 30), (v4_expiring, 38)] {
             let count = list.len();
             let table = ConnectorTable::build([(Arc::clone(&connector), list)]);
-            let held: usize = table
-                .groups
-                .iter()
-                .map(|(_, group)| match &**group {
-                    Group::V4(segments) => segments.bytes(),
-                    Group::V6(segments) => segments.bytes(),
-                })
-                .sum();
+            let (ranges, held) = table.footprint();
+            assert_eq!(ranges, count);
             assert!(held <= count * octets, "{held} octets for {count}");
         }
     }
@@ -528,19 +584,6 @@ mod tests {
             let others: Vec<(&ReceiveConnector, Vec<RemoteIpRange>)> =
                 existing.iter().map(|(other, list)| (&**other, list.iter().map(|entry| entry.range).collect())).collect();
             prop_assert_eq!(conflict(&candidate, &own, others).is_some(), among || between);
-        }
-
-        #[test]
-        fn segments_find_the_smallest_of_any_ranges(list in prop::collection::vec((0_u8..64, 0_u8..64), 0..20)) {
-            // Even those that the state would refuse: the answer must not depend on the order of building.
-            let list: Vec<(u32, u32)> = list.into_iter().map(|(a, b)| (a.min(b).into(), a.max(b).into())).collect();
-            let segments = Segments::build(list.iter().map(|ends| (*ends, 0, NEVER)));
-            for key in 0..70_u32 {
-                let expected = list.iter().filter(|(a, b)| (*a..=*b).contains(&key)).map(|(a, b)| b - a).min();
-                let found = segments.innermost(key).map(|entry| segments.ends(entry));
-                prop_assert_eq!(found.map(|(a, b)| b - a), expected);
-                prop_assert!(found.is_none_or(|ends| list.contains(&ends)));
-            }
         }
     }
 }

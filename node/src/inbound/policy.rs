@@ -38,8 +38,10 @@ pub(super) enum Now {
 
 /// Repeats the choice of the connector.
 pub(super) fn choose_again(view: &StateView, standing: &Standing<'_>) -> Now {
-    match view.table.find(standing.local, standing.source, now_ms()) {
-        Some(found) if found.connector.name == standing.connector.name => Now::Same(found.connector, found.expired),
+    match view.table.lookup(standing.local, standing.source) {
+        Some(hit) if hit.connector.name == standing.connector.name => {
+            Now::Same(Arc::clone(hit.connector), hit.is_expired(now_ms()))
+        }
         Some(_) | None => Now::Other,
     }
 }
