@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use clap::Args;
-use posthouse_proto::v1::{AwaitRevisionReply, AwaitRevisionRequest, WriteOptions, WriteReply};
+use posthouse_proto::v1::{AwaitRevisionReply, AwaitRevisionRequest, RelayGain, WriteOptions, WriteReply};
 use serde_json::{Map, Value, json};
 
 use crate::client::{Client, WAIT_MARGIN};
 use crate::console::Console;
 use crate::error::{Exit, Failure, code};
-use crate::output::{self, Format, Out};
+use crate::output::{self, Format, Out, Rows, or_dash};
 use crate::parse;
 
 /// Flags of every change.
@@ -67,6 +67,26 @@ impl WriteFlags {
     fn wait(&self) -> Option<Duration> {
         if self.no_wait { None } else { Some(self.wait.unwrap_or(WAIT_DEFAULT)) }
     }
+}
+
+/// Asks before a change by which others gain relay: `tried` is the answer of its dry run.
+///
+/// # Errors
+/// When the answer is no, or nobody is there to ask.
+pub(crate) fn confirm_gains(console: &Console, tried: &WriteReply, what: &str) -> Result<(), Failure> {
+    if tried.gains.is_empty() {
+        return Ok(());
+    }
+    console.confirm(what, &format!("strangers at these addresses may relay then:\n{}", gains_table(&tried.gains)))
+}
+
+/// Who gains relay, one range a line.
+fn gains_table(gains: &[RelayGain]) -> String {
+    let mut rows = Rows::new(&["RANGE", ">ADDRESSES", "CONNECTOR NOW", "THEN"]);
+    for gain in gains {
+        rows.push(vec![gain.range.clone(), gain.addresses.clone(), or_dash(&gain.before), gain.after.clone()]);
+    }
+    rows.render(true, "  ")
 }
 
 /// What was changed, in words.
@@ -155,6 +175,7 @@ fn report(out: Out, reply: &WriteReply, deed: &Deed, waited: Option<&AwaitRevisi
             ("changed".to_owned(), json!(reply.changed)),
             ("dry_run".to_owned(), json!(reply.dry_run)),
             ("warnings".to_owned(), json!(reply.warnings)),
+            ("gains".to_owned(), json!(reply.gains)),
             ("waited".to_owned(), json!(waited.is_some())),
             ("confirmed".to_owned(), json!(nodes.confirmed)),
             ("missing".to_owned(), json!(nodes.missing)),
@@ -165,6 +186,9 @@ fn report(out: Out, reply: &WriteReply, deed: &Deed, waited: Option<&AwaitRevisi
     }
     for warning in &reply.warnings {
         output::note(&format!("warning  {warning}"));
+    }
+    if !reply.gains.is_empty() {
+        output::note(&format!("gained relay:\n{}", gains_table(&reply.gains)));
     }
     if let Some(instead) = &deed.instead {
         output::text(instead)?;
@@ -205,7 +229,7 @@ mod tests {
     }
 
     fn reply(changed: bool, dry_run: bool) -> WriteReply {
-        WriteReply { revision: 41, changed, dry_run, warnings: vec![] }
+        WriteReply { revision: 41, changed, dry_run, ..WriteReply::default() }
     }
 
     #[test]
@@ -218,6 +242,20 @@ mod tests {
         );
         assert_eq!(sentence(&reply(true, false), &deed(), None), "connector \"x\" created   revision 41");
         assert_eq!(sentence(&reply(false, false), &deed(), None), "connector \"x\" unchanged   revision 41");
+    }
+
+    #[test]
+    fn who_gains_relay_is_listed_with_both_connectors() {
+        let gain = RelayGain {
+            range: "10.1.0.0/16".into(),
+            addresses: "65536".into(),
+            before: "carve".into(),
+            after: "wide".into(),
+        };
+        let text = gains_table(&[gain]);
+        for word in ["10.1.0.0/16", "65536", "carve", "wide"] {
+            assert!(text.contains(word), "{word} is not in {text}");
+        }
     }
 
     #[test]

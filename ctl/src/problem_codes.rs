@@ -46,6 +46,12 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "Add --reason TEXT.",
     ),
     code(
+        "PH-ALLOW-009",
+        "The cluster would have more ranges than it may have.",
+        "Every node holds every range in memory, so that their number has a limit.",
+        "Write neighbouring addresses as one range, or remove what is not used: posthousectl allowlist lint.",
+    ),
+    code(
         "PH-AUTH-001",
         "The caller is not an administrator of this cluster.",
         "The cluster port admits certificates that its own authority gave to administrators; the local socket admits root and the user that runs the node.",
@@ -92,6 +98,12 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "Two ranges on one binding overlap in part, or are equal.",
         "The most specific range wins, and that must be one range: they nest or stay apart.",
         "Narrow or remove one of the two that are named, or give the connectors different bindings.",
+    ),
+    code(
+        "PH-CONN-006",
+        "The cluster has as many connectors as it may have.",
+        "Their number has a limit, because each connection is decided among them.",
+        "Delete one that is not used, or put the addresses into one that has the same settings.",
     ),
     code(
         "PH-CRED-001",
@@ -290,6 +302,18 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "The front does not sign with its new key yet.",
         "Nodes accept both keys until it does.",
         "When the front is connected, repeat it: posthousectl front rotate-key NAME.",
+    ),
+    code(
+        "PH-HIST-001",
+        "The revision cannot be restored or compared.",
+        "The newest changes are kept, up to a number of objects; an import of thousands is kept by name only.",
+        "posthousectl history list shows the changes and what they touched.",
+    ),
+    code(
+        "PH-HIST-002",
+        "There is no such object.",
+        "Objects are named as connector/NAME, domain/NAME, route/NAME or settings.",
+        "posthousectl history list",
     ),
     code(
         "PH-JOIN-001",

@@ -103,7 +103,7 @@ fn run(dir: &Path, words: &[&str], stdin: &str) -> Ran {
 }
 
 fn written() -> WriteReply {
-    WriteReply { revision: 41, changed: true, dry_run: false, warnings: vec!["host bits".into()] }
+    WriteReply { revision: 41, changed: true, warnings: vec!["host bits".into()], ..WriteReply::default() }
 }
 
 fn list(values: &[&str]) -> Option<StringList> {

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use posthouse_proto::v1::{
-    AddAllowlistEntriesRequest, ListAllowlistEntriesReply, ListAllowlistEntriesRequest, RemoveAllowlistEntriesRequest,
+    AddAllowlistEntriesRequest, LintAllowlistRequest, ListAllowlistEntriesReply, ListAllowlistEntriesRequest,
+    RemoveAllowlistEntriesRequest, WriteOptions, WriteReply,
 };
 
 use super::connector::{self, CONNECTOR};
 use super::suggest;
+use crate::client::Client;
 use crate::console::Console;
 use crate::error::{Exit, Failure, code};
-use crate::mutation::{Deed, WriteFlags, finish};
+use crate::mutation::{Deed, WriteFlags, confirm_gains, finish};
 use crate::output::{self, Rows, or_dash, short_time};
 use crate::parse;
 
@@ -30,6 +32,11 @@ pub(crate) enum AllowlistCommand {
     Find {
         /// The address
         ip: String,
+    },
+    /// Ranges that deserve a second look: too wide, our own machines, expired, adding nothing
+    Lint {
+        /// Its connector [default: all]
+        connector: Option<String>,
     },
     /// Add ranges to a connector
     #[command(visible_alias = "create")]
@@ -97,6 +104,7 @@ pub(crate) async fn run(command: AllowlistCommand, console: &Console) -> Result<
     match command {
         AllowlistCommand::List { connector } => list(console, connector.unwrap_or_default()).await,
         AllowlistCommand::Find { ip } => find(console, ip).await,
+        AllowlistCommand::Lint { connector } => lint(console, connector.unwrap_or_default()).await,
         AllowlistCommand::Add(args) => add(args, console).await,
         AllowlistCommand::Remove(args) => remove(args, console).await,
     }
@@ -104,8 +112,8 @@ pub(crate) async fn run(command: AllowlistCommand, console: &Console) -> Result<
 
 async fn list(console: &Console, name: String) -> Result<Exit, Failure> {
     let mut client = console.client().await?;
-    let request = ListAllowlistEntriesRequest { connector: name.clone(), containing: String::new() };
-    match client.read(async |mut admin| admin.list_allowlist_entries(request.clone()).await).await {
+    let request = ListAllowlistEntriesRequest { connector: name.clone(), ..ListAllowlistEntriesRequest::default() };
+    match pages(&mut client, request).await {
         Ok(reply) => {
             print(console, "allowlist-list", &reply)?;
             Ok(Exit::Done)
@@ -116,14 +124,61 @@ async fn list(console: &Console, name: String) -> Result<Exit, Failure> {
 
 async fn find(console: &Console, ip: String) -> Result<Exit, Failure> {
     let mut client = console.client().await?;
-    let request = ListAllowlistEntriesRequest { connector: String::new(), containing: ip.clone() };
-    let reply = client.read(async |mut admin| admin.list_allowlist_entries(request.clone()).await).await?;
+    let request = ListAllowlistEntriesRequest { containing: ip.clone(), ..ListAllowlistEntriesRequest::default() };
+    let reply = pages(&mut client, request).await?;
     print(console, "allowlist-find", &reply)?;
     if reply.entries.is_empty() {
         output::note(&format!("no entry contains {ip}"));
         return Ok(Exit::No);
     }
     Ok(Exit::Done)
+}
+
+/// All pages of an answer. Each is as of its own revision; the last one's is told.
+async fn pages(
+    client: &mut Client,
+    mut request: ListAllowlistEntriesRequest,
+) -> Result<ListAllowlistEntriesReply, Failure> {
+    let mut all = ListAllowlistEntriesReply::default();
+    loop {
+        let page = client.read(async |mut admin| admin.list_allowlist_entries(request.clone()).await).await?;
+        all.revision = page.revision;
+        all.entries.extend(page.entries);
+        match all.entries.last() {
+            Some(last) if page.more => {
+                request.after_connector.clone_from(&last.connector);
+                request.after_range.clone_from(&last.range);
+            }
+            _ => return Ok(all),
+        }
+    }
+}
+
+async fn lint(console: &Console, name: String) -> Result<Exit, Failure> {
+    let mut client = console.client().await?;
+    let request = LintAllowlistRequest { connector: name.clone() };
+    let reply = match client.read(async |mut admin| admin.lint_allowlist(request.clone()).await).await {
+        Ok(reply) => reply,
+        Err(failure) => return Err(suggest(CONNECTOR, failure, &name, connector::names(&mut client)).await),
+    };
+    console.out.list("allowlist-lint", &reply, "findings", "range", |_| {
+        let mut rows = Rows::new(&["CONNECTOR", "RANGE", "PROBLEM", "WHY", "FIX"]);
+        for finding in &reply.findings {
+            rows.push(vec![
+                finding.connector.clone(),
+                finding.range.clone(),
+                finding.problem.replace('_', " "),
+                finding.detail.clone(),
+                finding.fix.clone(),
+            ]);
+        }
+        rows
+    })?;
+    let shown = reply.findings.len() as u64;
+    if reply.found > shown && !console.out.format.is_json() {
+        output::note(&format!("{shown} of {} are shown", reply.found));
+    }
+    Ok(if reply.found == 0 { Exit::Done } else { Exit::No })
 }
 
 fn print(console: &Console, schema: &str, reply: &ListAllowlistEntriesReply) -> Result<(), Failure> {
@@ -161,6 +216,9 @@ fn print(console: &Console, schema: &str, reply: &ListAllowlistEntriesReply) -> 
     })?;
     Ok(())
 }
+
+/// Ranges of one change: its entry in the log, with notes, stays well below the four megabytes that one may have.
+const BATCH: usize = 5_000;
 
 /// A file of ranges may be this large: about a million of them.
 const FILE_BYTES_MAX: u64 = 32 << 20;
@@ -204,26 +262,60 @@ async fn add(args: AddArgs, console: &Console) -> Result<Exit, Failure> {
         let fix = format!("posthousectl allowlist add {} 10.20.31.70", args.connector);
         return Err(Failure::usage("no range was named", "there is nothing to add", fix));
     }
-    let request = AddAllowlistEntriesRequest {
+    let options = args.write.options_at_risk(args.accept_risk)?;
+    let request = |batch: &[String], first: bool| AddAllowlistEntriesRequest {
         connector: args.connector.clone(),
-        ranges: ranges.clone(),
-        note: args.note,
-        owner: args.owner,
-        ticket: args.ticket,
+        ranges: batch.to_vec(),
+        note: args.note.clone(),
+        owner: args.owner.clone(),
+        ticket: args.ticket.clone(),
         expires_in_secs: args.expires.map(|time| time.as_secs()),
-        options: Some(args.write.options_at_risk(args.accept_risk)?),
+        // After the first batch the connector's list is at a revision of our own making.
+        options: Some(WriteOptions { if_revision: options.if_revision.filter(|_| first), ..options.clone() }),
     };
     let mut client = console.client().await?;
-    match client.write(async |mut admin| admin.add_allowlist_entries(request.clone()).await).await {
-        Ok(reply) => {
-            let mut deed = Deed::new("allowlist-add", "connector", &args.connector, "changed");
-            deed.object = format!("{} of connector \"{}\"", counted(&ranges), args.connector);
-            deed.done = "added";
-            deed.extra.insert("ranges".to_owned(), ranges.into());
-            finish(console, &mut client, &args.write, reply, deed).await
+    let mut written = WriteReply::default();
+    let mut done = 0;
+    for batch in ranges.chunks(BATCH) {
+        let request = request(batch, done == 0);
+        let reply = match client.write(async |mut admin| admin.add_allowlist_entries(request.clone()).await).await {
+            Ok(reply) => reply,
+            Err(failure) => {
+                let failure = suggest(CONNECTOR, failure, &args.connector, connector::names(&mut client)).await;
+                if done > 0 {
+                    output::note(&format!(
+                        "{done} of {} ranges were added before this; to repeat the command adds the rest",
+                        ranges.len()
+                    ));
+                }
+                return Err(failure);
+            }
+        };
+        done += batch.len();
+        written.revision = reply.revision;
+        written.dry_run = reply.dry_run;
+        written.changed |= reply.changed;
+        for warning in reply.warnings {
+            // The guard says the same of each batch, with a larger number.
+            const GUARD: &str = "open-relay guard";
+            if warning.starts_with(GUARD) {
+                written.warnings.retain(|known| !known.starts_with(GUARD));
+            }
+            written.warnings.push(warning);
         }
-        Err(failure) => Err(suggest(CONNECTOR, failure, &args.connector, connector::names(&mut client)).await),
+        if ranges.len() > BATCH && console.out.format == output::Format::Table {
+            output::note(&format!("{done} of {} ranges", ranges.len()));
+        }
     }
+    let mut deed = Deed::new("allowlist-add", "connector", &args.connector, "changed");
+    deed.object = format!("{} of connector \"{}\"", counted(&ranges), args.connector);
+    deed.done = "added";
+    if ranges.len() <= BATCH {
+        deed.extra.insert("ranges".to_owned(), ranges.into());
+    } else {
+        deed.extra.insert("range_count".to_owned(), ranges.len().into());
+    }
+    finish(console, &mut client, &args.write, written, deed).await
 }
 
 async fn remove(args: RemoveArgs, console: &Console) -> Result<Exit, Failure> {
@@ -234,6 +326,15 @@ async fn remove(args: RemoveArgs, console: &Console) -> Result<Exit, Failure> {
         options: Some(args.write.options_at_risk(args.accept_risk)?),
     };
     let mut client = console.client().await?;
+    if !args.write.dry_run {
+        let mut trial = request.clone();
+        trial.options.get_or_insert_default().dry_run = true;
+        // What would be refused is refused by the change itself, in the same words.
+        if let Ok(tried) = client.write(async |mut admin| admin.remove_allowlist_entries(trial.clone()).await).await {
+            let what = format!("removing {} from connector \"{}\"", counted(&ranges), args.connector);
+            confirm_gains(console, &tried, &what)?;
+        }
+    }
     let reply = client.write(async |mut admin| admin.remove_allowlist_entries(request.clone()).await).await;
     match reply {
         Ok(reply) => {

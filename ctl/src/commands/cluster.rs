@@ -301,7 +301,7 @@ async fn create_token(args: CreateArgs, console: &Console) -> Result<Exit, Failu
     let mut client = console.client().await?;
     let reply = client.write(async |mut admin| admin.create_join_token(request.clone()).await).await?;
     if args.write.dry_run {
-        let written = WriteReply { revision: reply.revision, changed: true, dry_run: true, warnings: vec![] };
+        let written = WriteReply { revision: reply.revision, changed: true, dry_run: true, ..WriteReply::default() };
         let deed = Deed::new("cluster-join-token-create", JOIN_TOKEN.name, role, "created");
         return finish(console, &mut client, &args.write, written, deed).await;
     }
@@ -321,7 +321,7 @@ async fn create_token(args: CreateArgs, console: &Console) -> Result<Exit, Failu
         deed.more = deed.more.replacen(&format!("one {role}"), &format!("{} machines ({role})", args.uses), 1);
     }
     deed.instead = args.print_command.then(|| format!("{}\n", reply.command));
-    let written = WriteReply { revision: reply.revision, changed: true, dry_run: false, warnings: vec![] };
+    let written = WriteReply { revision: reply.revision, changed: true, ..WriteReply::default() };
     finish(console, &mut client, &args.write, written, deed).await
 }
 

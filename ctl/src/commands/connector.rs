@@ -4,11 +4,12 @@ use clap::{Args, Subcommand};
 use posthouse_proto::v1::{Connector, ListConnectorsReply, ListRequest, NameRequest, PutConnectorRequest, StringList};
 
 use super::connector_flags::{ConnectorFlags, has};
+use super::connector_look;
 use super::{Noun, suggest};
 use crate::client::Client;
 use crate::console::Console;
 use crate::error::{Exit, Failure};
-use crate::mutation::{Deed, WriteFlags, finish};
+use crate::mutation::{Deed, WriteFlags, confirm_gains, finish};
 use crate::output::{self, Format, Rows, or_dash};
 
 /// `connector …`.
@@ -33,6 +34,10 @@ pub(crate) enum ConnectorCommand {
     Enable(NamedArgs),
     /// Let it take no connections; its addresses fall to the next wider range
     Disable(NamedArgs),
+    /// What would become of a letter that comes to it, without sending one
+    Test(connector_look::TestArgs),
+    /// Ranges of one connector inside ranges of another
+    Overlaps,
 }
 
 /// Flags of `connector create`.
@@ -95,17 +100,15 @@ pub(crate) async fn run(command: ConnectorCommand, console: &Console) -> Result<
         ConnectorCommand::List => list(console, &connectors(&mut console.client().await?).await?),
         ConnectorCommand::Show { name } => {
             let found = find(&mut console.client().await?, &name).await?;
-            console.out.show("connector-show", &found, "name")?;
-            if !console.out.format.is_json() {
-                found.warnings.iter().for_each(|warning| output::note(&format!("! {warning}")));
-            }
-            Ok(Exit::Done)
+            connector_look::show(console, &found)
         }
         ConnectorCommand::Create(args) => create(args, console).await,
         ConnectorCommand::Set(args) => set(args, console).await,
         ConnectorCommand::Delete(args) => delete(args, console).await,
         ConnectorCommand::Enable(args) => switch(args, console, true).await,
         ConnectorCommand::Disable(args) => switch(args, console, false).await,
+        ConnectorCommand::Test(args) => connector_look::test(args, console).await,
+        ConnectorCommand::Overlaps => connector_look::overlaps(console).await,
     }
 }
 
@@ -121,7 +124,7 @@ pub(crate) async fn names(client: &mut Client) -> Result<Vec<String>, Failure> {
     Ok(connectors(client).await?.connectors.into_iter().map(|connector| connector.name).collect())
 }
 
-async fn find(client: &mut Client, name: &str) -> Result<Connector, Failure> {
+pub(crate) async fn find(client: &mut Client, name: &str) -> Result<Connector, Failure> {
     CONNECTOR.find(connectors(client).await?.connectors, name, |connector| &connector.name)
 }
 
@@ -173,7 +176,16 @@ async fn switch(args: NamedArgs, console: &Console, enabled: bool) -> Result<Exi
     };
     let (schema, done) = if enabled { ("connector-enable", "enabled") } else { ("connector-disable", "disabled") };
     let deed = Deed::new(schema, "connector", &args.name, done);
-    put(console, &mut console.client().await?, request, &args.write, deed).await
+    let mut client = console.client().await?;
+    if !enabled && !args.write.dry_run {
+        let mut trial = request.clone();
+        trial.options.get_or_insert_default().dry_run = true;
+        // What would be refused is refused by the change itself, in the same words.
+        if let Ok(tried) = client.write(async |mut admin| admin.put_connector(trial.clone()).await).await {
+            confirm_gains(console, &tried, &format!("disabling connector \"{}\"", args.name))?;
+        }
+    }
+    put(console, &mut client, request, &args.write, deed).await
 }
 
 async fn put(
@@ -195,14 +207,22 @@ async fn put(
 async fn delete(args: NamedArgs, console: &Console) -> Result<Exit, Failure> {
     let NamedArgs { name, accept_risk, write } = args;
     let options = write.options_at_risk(accept_risk)?;
-    if !write.dry_run {
-        console.confirm(
-            &format!("deleting connector \"{name}\""),
-            "its addresses fall to the next wider range, perhaps with more rights, or are refused",
-        )?;
-    }
     let mut client = console.client().await?;
     let request = NameRequest { name: name.clone(), options: Some(options) };
+    if !write.dry_run {
+        let what = format!("deleting connector \"{name}\"");
+        let mut trial = request.clone();
+        trial.options.get_or_insert_default().dry_run = true;
+        let tried = match client.write(async |mut admin| admin.delete_connector(trial.clone()).await).await {
+            Ok(tried) => tried,
+            Err(failure) => return Err(suggest(CONNECTOR, failure, &name, names(&mut client)).await),
+        };
+        if tried.gains.is_empty() {
+            console.confirm(&what, "its addresses fall to the next wider range, or are refused; none gains relay")?;
+        } else {
+            confirm_gains(console, &tried, &what)?;
+        }
+    }
     match client.write(async |mut admin| admin.delete_connector(request.clone()).await).await {
         Ok(reply) => {
             let deed = Deed::new("connector-delete", "connector", &name, "deleted");
@@ -225,7 +245,7 @@ fn list(console: &Console, reply: &ListConnectorsReply) -> Result<Exit, Failure>
             let mut row = vec![
                 connector.name.clone(),
                 bind_words(values(&connector.bindings)),
-                range_words(values(&connector.remote_ip_ranges)),
+                range_words(values(&connector.remote_ip_ranges), connector.range_count),
                 relay_word(connector).to_owned(),
                 auth_word(connector).to_owned(),
                 tls_word(connector).to_owned(),
@@ -252,7 +272,7 @@ fn list(console: &Console, reply: &ListConnectorsReply) -> Result<Exit, Failure>
     Ok(Exit::Done)
 }
 
-fn values(list: &Option<StringList>) -> &[String] {
+pub(super) fn values(list: &Option<StringList>) -> &[String] {
     list.as_ref().map_or(&[], |list| &list.values)
 }
 
@@ -270,14 +290,15 @@ fn bind_words(bindings: &[String]) -> String {
 }
 
 /// The first ranges and how many more; `any` for all addresses.
-fn range_words(ranges: &[String]) -> String {
+fn range_words(ranges: &[String], count: u64) -> String {
     const SHOWN: usize = 2;
     let any = ["0.0.0.0/0", "0.0.0.0-255.255.255.255"];
     if ranges.iter().any(|range| any.contains(&range.as_str())) {
         return "any".to_owned();
     }
     let shown: Vec<&str> = ranges.iter().take(SHOWN).map(String::as_str).collect();
-    match ranges.len().saturating_sub(SHOWN) {
+    let count = usize::try_from(count).unwrap_or(usize::MAX).max(ranges.len());
+    match count.saturating_sub(SHOWN) {
         0 => or_dash(&shown.join(", ")),
         more => format!("{}, +{more} more", shown.join(", ")),
     }
@@ -290,14 +311,14 @@ fn relay_word(connector: &Connector) -> &str {
     if auth_word(connector) == "required" && relays { "external" } else { &connector.relay }
 }
 
-fn auth_word(connector: &Connector) -> &'static str {
+pub(super) fn auth_word(connector: &Connector) -> &'static str {
     if !has(values(&connector.auth_mechanism), "basic_auth") {
         return "-";
     }
     if connector.relay == "none" { "required" } else { "optional" }
 }
 
-fn tls_word(connector: &Connector) -> &'static str {
+pub(super) fn tls_word(connector: &Connector) -> &'static str {
     if connector.require_tls == Some(true) {
         "required"
     } else if has(values(&connector.auth_mechanism), "tls") {
@@ -326,10 +347,12 @@ mod tests {
 
     #[test]
     fn many_ranges_are_counted() {
-        let words = |ranges: &[&str]| range_words(&list_of(ranges).unwrap_or_default().values);
+        let words = |ranges: &[&str]| range_words(&list_of(ranges).unwrap_or_default().values, 0);
         assert_eq!(words(&["0.0.0.0/0", "::/0"]), "any");
         assert_eq!(words(&["10.0.0.1", "10.0.0.2"]), "10.0.0.1, 10.0.0.2");
         assert_eq!(words(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]), "10.0.0.1, 10.0.0.2, +1 more");
+        let many = ["10.0.0.1".to_owned(), "10.0.0.2".to_owned()];
+        assert_eq!(range_words(&many, 1_000_000), "10.0.0.1, 10.0.0.2, +999998 more");
     }
 
     #[test]

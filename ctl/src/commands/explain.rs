@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use posthouse_proto::v1::{ExplainIpReply, ExplainIpRequest};
 use serde_json::json;
 
+use super::explain_words;
 use crate::console::Console;
 use crate::error::{Exit, Failure, code, nearest};
 use crate::output::{self, Rows, or_dash};
@@ -17,11 +18,13 @@ use crate::problem_codes::{self, ProblemCode};
 #[derive(Debug, Subcommand)]
 #[command(before_help = "Examples:
   posthousectl explain ip 10.20.31.7 --from scan@corp.example --to a@partner.example
-  posthousectl explain PH-ALLOW-007")]
+  posthousectl explain PH-ALLOW-007
+  posthousectl explain '550 5.7.54'
+  posthousectl explain connector.message-rate-limit")]
 pub(crate) enum ExplainCommand {
     /// Which connector takes an address, why, and what it would answer
     Ip(IpArgs),
-    /// What an error code such as PH-ALLOW-007 means
+    /// What an error code (PH-ALLOW-007), a reply (550 5.7.54) or a setting (connector.banner) means
     #[command(external_subcommand)]
     Code(Vec<String>),
 }
@@ -66,7 +69,13 @@ pub(crate) struct IpArgs {
 pub(crate) async fn run(command: ExplainCommand, console: &Console) -> Result<Exit, Failure> {
     match command {
         ExplainCommand::Ip(args) => ip(args, console).await,
-        ExplainCommand::Code(words) => explain_code(&words.join(" "), console),
+        ExplainCommand::Code(words) => {
+            let wanted = words.join(" ");
+            match explain_words::find(&wanted) {
+                Some(told) => explain_words::print(&told, console),
+                None => explain_code(&wanted, console),
+            }
+        }
     }
 }
 
@@ -91,7 +100,7 @@ async fn ip(args: IpArgs, console: &Console) -> Result<Exit, Failure> {
     Ok(if reply.verdict == "accept" { Exit::Done } else { Exit::No })
 }
 
-fn describe(request: &ExplainIpRequest, reply: &ExplainIpReply, headers: bool) -> String {
+pub(super) fn describe(request: &ExplainIpRequest, reply: &ExplainIpReply, headers: bool) -> String {
     let local = if request.local_address.is_empty() { "*" } else { &request.local_address };
     let mut text = format!("{} -> {local}:{}   ", request.ip, request.port);
     match reply.connector.as_str() {
@@ -148,8 +157,8 @@ fn explain_code(wanted: &str, console: &Console) -> Result<Exit, Failure> {
             Exit::NotFound,
             code::UNKNOWN_CODE,
             format!("\"{wanted}\" is not known"),
-            "this program explains addresses (explain ip) and its error codes",
-            "posthousectl explain ip ADDRESS, or a code such as PH-ALLOW-007",
+            "this program explains addresses (explain ip), its error codes, replies and settings of a connector",
+            "posthousectl explain ip ADDRESS, a code such as PH-ALLOW-007, '550 5.7.54', or connector.banner",
         )
         .with_suggestion(nearest(&wanted.to_ascii_uppercase(), codes)));
     };

@@ -223,6 +223,10 @@ service!(Admin:
     queue_delete(QueueRequest) -> QueueChangeReply,
     message_trace(MessageTraceRequest) -> MessageTraceReply,
     list_audit(ListAuditRequest) -> ListAuditReply,
+    history_diff(HistoryDiffRequest) -> HistoryDiffReply,
+    rollback(RollbackRequest) -> WriteReply,
+    lint_allowlist(LintAllowlistRequest) -> LintAllowlistReply,
+    connector_overlaps(ConnectorOverlapsRequest) -> ConnectorOverlapsReply,
 );
 
 service!(Local:

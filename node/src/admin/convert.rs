@@ -1,6 +1,8 @@
 //! Proto ↔ domain: the only place that knows both. What comes in is parsed into types that cannot be wrong, or the
 //! field that is wrong is named; what goes out is complete.
 
+use std::collections::BTreeSet;
+
 use posthouse_proto::v1::{self, StringList};
 use tonic::Status;
 
@@ -11,7 +13,7 @@ use crate::connector::{
     Binding, DomainKind, Principal, ReceiveConnector, RemoteIpRange, Right, SizeMode, effective_rights, parse_words,
 };
 use crate::credential::{Credential, Verifier};
-use crate::state::{AcceptedDomain, AllowlistEntry, StateView, Versioned};
+use crate::state::{AcceptedDomain, AllowlistEntry, RelayGain, StateView, Versioned};
 
 /// A field that cannot be parsed.
 pub(super) fn bad(code: &str, field: &str, cause: impl ToString) -> Status {
@@ -123,6 +125,7 @@ fn merge_connector_words(connector: &mut ReceiveConnector, from: &v1::Connector)
 /// Reads ranges; host bits that were set are said.
 pub(super) fn ranges(texts: &[String]) -> Result<(Vec<RemoteIpRange>, Vec<String>), Status> {
     let mut ranges = Vec::with_capacity(texts.len());
+    let mut seen = BTreeSet::new();
     let mut warnings = Vec::new();
     for text in texts {
         let parsed = RemoteIpRange::parse(text.trim()).map_err(|error| {
@@ -137,11 +140,24 @@ pub(super) fn ranges(texts: &[String]) -> Result<(Vec<RemoteIpRange>, Vec<String
             let size = parsed.range.size();
             warnings.push(format!("{text} has host bits set; stored as {} ({size} addresses)", parsed.range));
         }
-        if !ranges.contains(&parsed.range) {
+        if seen.insert(parsed.range) {
             ranges.push(parsed.range);
         }
     }
     Ok((ranges, warnings))
+}
+
+/// Ranges of one connector in an answer; a million of them would not fit in one. `allowlist list` has all.
+const RANGES_SHOWN: usize = 1000;
+
+/// Who gains relay by a change.
+pub(super) fn gain_out(gain: &RelayGain) -> v1::RelayGain {
+    v1::RelayGain {
+        range: gain.range.to_string(),
+        addresses: gain.range.size().to_string(),
+        before: gain.before.clone(),
+        after: gain.after.clone(),
+    }
 }
 
 /// A connector as administrators read it: every field present.
@@ -164,7 +180,8 @@ pub(super) fn connector_out(view: &StateView, found: &Versioned<std::sync::Arc<R
         comment: Some(c.comment.clone()),
         enabled: Some(c.enabled),
         bindings: strings(&c.bindings),
-        remote_ip_ranges: strings(view.state.ranges_of(&c.name).map(|entry| entry.range)),
+        remote_ip_ranges: strings(view.state.ranges_of(&c.name).take(RANGES_SHOWN).map(|entry| entry.range)),
+        range_count: view.state.allowlist.get(&c.name).map_or(0, |entries| entries.len() as u64),
         auth_mechanism: strings(&c.auth_mechanism),
         permission_groups: strings(&c.permission_groups),
         rights: strings(&c.rights),

@@ -1,12 +1,14 @@
 //! The administrator's side of a node: gRPC services, conversions between wire and domain, and the HTTP pages for
 //! monitoring. It decides nothing about mail and nothing that the agreed state decides; it asks, proposes and shows.
 
+mod allowlist;
 mod cluster;
 mod convert;
 mod credential;
 mod explain;
 mod front_link;
 mod fronts;
+mod history;
 pub mod http;
 mod join;
 mod local;

@@ -144,9 +144,10 @@ impl AdminService {
             (committed.revision, committed.outcome)
         };
         match outcome {
-            Outcome::Applied { changed, warnings: more, .. } => {
+            Outcome::Applied { changed, warnings: more, gains, .. } => {
                 warnings.extend(more);
-                Ok(v1::WriteReply { revision, warnings, dry_run: options.dry_run, changed })
+                let gains = gains.iter().map(convert::gain_out).collect();
+                Ok(v1::WriteReply { revision, warnings, dry_run: options.dry_run, changed, gains })
             }
             Outcome::Refused(refusal) => Err(refused(refusal)),
         }
@@ -319,31 +320,23 @@ impl Admin for AdminService {
         request: Request<v1::ListAllowlistEntriesRequest>,
     ) -> Result<Response<v1::ListAllowlistEntriesReply>, Status> {
         let (context, _) = self.open(&request)?;
-        let v1::ListAllowlistEntriesRequest { connector, containing } = request.into_inner();
-        let view = context.view();
-        if !connector.is_empty() && !view.state.connectors.contains_key(&connector) {
-            return Err(status(problem(
-                exit::NOT_FOUND,
-                "PH-CONN-001",
-                format!("connector \"{connector}\" not found"),
-                "the cluster has no connector of that name",
-                "posthousectl connector list",
-            )));
-        }
-        let address = match containing.as_str() {
-            "" => None,
-            text => Some(text.parse().map_err(|_| {
-                invalid("PH-ALLOW-002", format!("\"{text}\" is not an address"), "an IPv4 or IPv6 address is meant", "")
-            })?),
-        };
-        let now_ms = now_ms();
-        let lists = view.state.allowlist.iter().filter(|(name, _)| connector.is_empty() || **name == connector);
-        let entries = lists
-            .flat_map(|(name, entries)| entries.values().map(move |found| (name, found)))
-            .filter(|(_, found)| address.is_none_or(|address| found.value.range.contains(address)))
-            .map(|(name, found)| convert::entry_out(name, found, now_ms))
-            .collect();
-        Ok(Response::new(v1::ListAllowlistEntriesReply { entries, revision: view.revision }))
+        super::allowlist::list(&context.view(), request.get_ref()).map(Response::new)
+    }
+
+    async fn lint_allowlist(
+        &self,
+        request: Request<v1::LintAllowlistRequest>,
+    ) -> Result<Response<v1::LintAllowlistReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::allowlist::lint(&context.view(), request.get_ref()).map(Response::new)
+    }
+
+    async fn connector_overlaps(
+        &self,
+        request: Request<v1::ConnectorOverlapsRequest>,
+    ) -> Result<Response<v1::ConnectorOverlapsReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        Ok(Response::new(super::allowlist::overlaps(&context.view())))
     }
 
     async fn put_domain(&self, request: Request<v1::PutDomainRequest>) -> Result<Response<v1::WriteReply>, Status> {
@@ -617,20 +610,23 @@ impl Admin for AdminService {
 
     async fn list_audit(&self, request: Request<v1::ListAuditRequest>) -> Result<Response<v1::ListAuditReply>, Status> {
         let (context, _) = self.open(&request)?;
-        let limit = match request.get_ref().limit {
-            0 => 100,
-            limit => limit as usize,
-        };
-        let view = context.view();
-        let records = view.state.audit.values().rev().take(limit).map(|record| v1::AuditRecord {
-            revision: record.revision,
-            time: crate::clock::rfc3339(record.at_ms),
-            who: record.who.clone(),
-            from: record.from.clone(),
-            what: record.what.clone(),
-            reason: record.reason.clone(),
-        });
-        Ok(Response::new(v1::ListAuditReply { records: records.collect() }))
+        Ok(Response::new(super::history::list(&context.view(), request.get_ref())))
+    }
+
+    async fn history_diff(
+        &self,
+        request: Request<v1::HistoryDiffRequest>,
+    ) -> Result<Response<v1::HistoryDiffReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::history::diff(&context.view(), request.get_ref()).map(Response::new)
+    }
+
+    async fn rollback(&self, request: Request<v1::RollbackRequest>) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::RollbackRequest { to, object, options } = request.into_inner();
+        let object = (!object.is_empty()).then_some(object);
+        let change = Change::Rollback { to, object };
+        Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
     }
 }
 

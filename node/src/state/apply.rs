@@ -1,18 +1,20 @@
 //! `apply`: the one place where a change meets the agreed state. A pure function of both; what it refuses, every node
 //! refuses, in the same words.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::connectors::{
+    add_allowlist_entries, delete_connector, put_connector, refuse_addresses_that_relay, remove_allowlist_entries,
+    warn_of_addresses_that_relay,
+};
 use super::fronts;
+use super::history;
 use super::refusals::{denied, exists, invalid, not_found, revision_moved, token_refused, uninitialised};
 use super::{
-    AUDIT_RECORDS_MAX, AcceptedDomain, AllowlistEntry, AuditRecord, CertificateName, Change, ClusterState, Command,
-    FrontMember, JoinRole, Member, MemberRole, MemberState, NewCluster, ObjectKey, Objects, Outcome, Refusal,
-    Versioned,
+    AUDIT_RECORDS_MAX, AcceptedDomain, AuditRecord, CertificateName, Change, ClusterState, Command, FrontMember,
+    JoinRole, Member, MemberRole, MemberState, NewCluster, ObjectKey, Objects, Outcome, Refusal, RelayGain, Versioned,
 };
-use crate::connector::{self, ReceiveConnector, RemoteIpRange, SendConnector};
+use crate::connector::{self, ReceiveConnector, SendConnector};
 use crate::mail::Domain;
 
 /// What a command did.
@@ -26,11 +28,12 @@ pub struct Applied {
 
 /// What a change answers when it is not refused.
 #[derive(Default)]
-struct Done {
-    touched: Vec<ObjectKey>,
-    warnings: Vec<String>,
-    assigned: Option<u64>,
-    what: String,
+pub(super) struct Done {
+    pub(super) touched: Vec<ObjectKey>,
+    pub(super) warnings: Vec<String>,
+    pub(super) gains: Vec<RelayGain>,
+    pub(super) assigned: Option<u64>,
+    pub(super) what: String,
 }
 
 /// Applies `command` at `revision` (its log index).
@@ -45,17 +48,18 @@ pub fn apply(state: &mut ClusterState, command: &Command, revision: u64) -> Appl
             return Applied { outcome: Outcome::Refused(refused), touched: Vec::new() };
         }
     };
-    if done.touched.is_empty() {
-        let outcome = Outcome::Applied { changed: false, warnings: done.warnings, assigned: done.assigned };
-        return Applied { outcome, touched: Vec::new() };
+    let Done { mut touched, warnings, gains, assigned, what } = done;
+    let outcome = Outcome::Applied { changed: !touched.is_empty(), warnings, gains, assigned };
+    if touched.is_empty() {
+        return Applied { outcome, touched };
     }
-    let mut touched = done.touched;
-    touched.extend(record(state, command, revision, done.what));
+    touched.extend(history::remember(state, &before, &touched, revision));
+    touched.extend(record(state, command, revision, what));
     for key in &touched {
         let old = before.encode_object(key);
         state.digest.replace(key, old.as_deref(), state.encode_object(key).as_deref());
     }
-    Applied { outcome: Outcome::Applied { changed: true, warnings: done.warnings, assigned: done.assigned }, touched }
+    Applied { outcome, touched }
 }
 
 /// Writes the audit record and drops the oldest above the limit.
@@ -95,7 +99,10 @@ impl Change {
             Self::AddAllowlistEntries { connector, entries } => {
                 add_allowlist_entries(state, command, revision, connector, entries)
             }
-            Self::RemoveAllowlistEntries { connector, ranges } => remove_allowlist_entries(state, connector, ranges),
+            Self::RemoveAllowlistEntries { connector, ranges } => {
+                remove_allowlist_entries(state, command, connector, ranges)
+            }
+            Self::Rollback { to, object } => history::roll_back(state, command, revision, *to, object.as_deref()),
             Self::PutDomain { create, domain } => put_domain(state, command, revision, *create, domain),
             Self::DeleteDomain { name } => {
                 delete(&mut state.domains, command, name, "accepted domain", "PH-DOM-001", "domain list")?;
@@ -189,7 +196,7 @@ impl Change {
     }
 }
 
-fn one(key: ObjectKey, what: String) -> Done {
+pub(super) fn one(key: ObjectKey, what: String) -> Done {
     Done { touched: vec![key], what, ..Done::default() }
 }
 
@@ -211,7 +218,7 @@ pub(super) fn check_revision<V>(
     }
 }
 
-fn delete<V: Clone>(
+pub(super) fn delete<V: Clone>(
     objects: &mut Objects<String, V>,
     command: &Command,
     name: &str,
@@ -226,7 +233,7 @@ fn delete<V: Clone>(
 }
 
 /// The checks of a put: does it exist as the request expects, at the revision it expects.
-fn check_put<V>(
+pub(super) fn check_put<V>(
     found: Option<&Versioned<V>>,
     command: &Command,
     create: bool,
@@ -264,148 +271,6 @@ fn init_cluster(state: &mut ClusterState, command: &Command, revision: u64, new:
     Ok(Done { touched, what: format!("created cluster {} on {}", facts.name, member.name), ..Done::default() })
 }
 
-fn put_connector(
-    state: &mut ClusterState,
-    command: &Command,
-    revision: u64,
-    create: bool,
-    connector: &ReceiveConnector,
-    ranges: Option<&[RemoteIpRange]>,
-) -> Result<Done, Refusal> {
-    let name = &connector.name;
-    let found = state.connectors.get(name);
-    check_put(found, command, create, "connector", name, ("PH-CONN-001", "PH-CONN-002", "connector"))?;
-    connector.check().map_err(|error| {
-        invalid("PH-CONN-003", format!("connector \"{name}\" is not valid"), error, "change the setting that is named")
-    })?;
-    if let Some(certificate) = &connector.tls_certificate_name
-        && !certificate.starts_with("<I>")
-        && !state.certificates.contains_key(certificate)
-    {
-        return Err(not_found("PH-TLS-001", "certificate", certificate, "tls list"));
-    }
-    let old = state.allowlist.get(name).cloned().unwrap_or_default();
-    let mut entries = BTreeMap::clone(&old);
-    if let Some(ranges) = ranges {
-        let wanted: BTreeSet<RemoteIpRange> = ranges.iter().copied().collect();
-        entries.retain(|range, _| wanted.contains(range));
-        for range in wanted {
-            entries.entry(range).or_insert_with(|| Versioned { revision, value: new_entry(range, command) });
-        }
-    }
-    if entries.is_empty() {
-        return Err(invalid(
-            "PH-CONN-004",
-            format!("connector \"{name}\" has no remote IP range"),
-            "without one it could never take a connection",
-            "name at least one with --remote-ip-ranges",
-        ));
-    }
-    let warnings = check_ranges(state, command, connector, entries.keys().copied().collect())?;
-    let mut touched = Vec::new();
-    if found.is_none_or(|found| *found.value != *connector) {
-        put(&mut state.connectors, revision, name.clone(), Arc::new(connector.clone()));
-        touched.push(ObjectKey::Connector(name.clone()));
-    }
-    for range in old.keys().chain(entries.keys()) {
-        if old.get(range) != entries.get(range) {
-            touched.push(ObjectKey::AllowlistEntry(name.clone(), *range));
-        }
-    }
-    if !touched.is_empty() {
-        Arc::make_mut(&mut state.allowlist).insert(name.clone(), Arc::new(entries));
-    }
-    let verb = if create { "created" } else { "changed" };
-    Ok(Done { touched, warnings, what: format!("{verb} connector {name}"), assigned: None })
-}
-
-fn new_entry(range: RemoteIpRange, command: &Command) -> AllowlistEntry {
-    AllowlistEntry {
-        range,
-        note: String::new(),
-        owner: String::new(),
-        ticket: String::new(),
-        expires_at_ms: None,
-        created_by: command.who.clone(),
-        created_at_ms: command.at_ms,
-    }
-}
-
-/// Ranges must nest or stay apart, and must not make an open relay.
-fn check_ranges(
-    state: &ClusterState,
-    command: &Command,
-    connector: &ReceiveConnector,
-    ranges: Vec<RemoteIpRange>,
-) -> Result<Vec<String>, Refusal> {
-    let others = state.connectors.values().filter(|other| other.value.name != connector.name).map(|other| {
-        let ranges: Vec<RemoteIpRange> = state.ranges_of(&other.value.name).map(|entry| entry.range).collect();
-        (other.value.as_ref(), ranges)
-    });
-    if let Some(conflict) = connector::conflict(connector, &ranges, others) {
-        return Err(invalid(
-            "PH-CONN-005",
-            "remote IP ranges must nest or stay apart",
-            conflict,
-            "narrow or remove one of the two ranges, or give the connectors different bindings",
-        ));
-    }
-    let guard = connector::open_relay_guard(
-        connector,
-        &ranges,
-        &own_addresses(state),
-        u128::from(state.settings.relay_addresses_max),
-    );
-    match guard {
-        Ok(()) => Ok(Vec::new()),
-        Err(refused) if command.accept_risk && !command.reason.is_empty() => {
-            Ok(vec![format!("open-relay guard overridden: {refused}")])
-        }
-        Err(refused) => Err(denied(
-            "PH-ALLOW-007",
-            "these ranges would make an open relay",
-            refused,
-            "narrow the ranges, or accept it on record: --accept-risk --reason TEXT",
-        )),
-    }
-}
-
-/// The addresses of our own fronts and nodes: whoever relays for one of them relays for everybody behind it.
-fn own_addresses(state: &ClusterState) -> Vec<IpAddr> {
-    let fronts = state.fronts.values().flat_map(|front| front.value.source_addresses.iter().copied());
-    fronts.filter(|address| !address.is_unspecified()).collect()
-}
-
-/// A new front must not dial from an address that a connector lets relay: its unsigned neighbours would relay too.
-fn refuse_addresses_that_relay(state: &ClusterState, addresses: &[IpAddr], who: &str) -> Result<(), Refusal> {
-    for connector in state.connectors.values().map(|found| &found.value) {
-        let ranges: Vec<RemoteIpRange> = state.ranges_of(&connector.name).map(|entry| entry.range).collect();
-        if let Err(refused) = connector::open_relay_guard(connector, &ranges, addresses, u128::MAX)
-            && ranges.iter().any(|range| addresses.iter().any(|address| range.contains(*address)))
-        {
-            return Err(denied(
-                "PH-FRONT-002",
-                format!("{who} dials from an address that may relay"),
-                refused,
-                format!("take the address out of connector \"{}\" first", connector.name),
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn delete_connector(state: &mut ClusterState, command: &Command, name: &str) -> Result<Done, Refusal> {
-    delete(&mut state.connectors, command, name, "connector", "PH-CONN-001", "connector list")?;
-    let mut done = one(ObjectKey::Connector(name.to_owned()), format!("deleted connector {name}"));
-    if let Some(entries) = Arc::make_mut(&mut state.allowlist).remove(name) {
-        done.touched.extend(entries.keys().map(|range| ObjectKey::AllowlistEntry(name.to_owned(), *range)));
-    }
-    for credential in state.credentials.values().filter(|found| found.value.connectors.iter().any(|c| c == name)) {
-        done.warnings.push(format!("credential \"{}\" was limited to it", credential.value.user));
-    }
-    Ok(done)
-}
-
 /// Refused while a connector names it and nothing else would answer to that name: its TLS would be gone.
 fn delete_certificate(state: &mut ClusterState, command: &Command, name: &str) -> Result<Done, Refusal> {
     let Some(found) = state.certificates.get(name) else {
@@ -433,70 +298,6 @@ fn delete_certificate(state: &mut ClusterState, command: &Command, name: &str) -
         done.warnings.push("no certificate is left: TLS is not offered any more".to_owned());
     }
     Ok(done)
-}
-
-fn add_allowlist_entries(
-    state: &mut ClusterState,
-    command: &Command,
-    revision: u64,
-    name: &str,
-    added: &[AllowlistEntry],
-) -> Result<Done, Refusal> {
-    let Some(connector) = state.connectors.get(name) else {
-        return Err(not_found("PH-CONN-001", "connector", name, "connector list"));
-    };
-    check_revision(Some(connector), command, "connector", name)?;
-    let connector = Arc::clone(&connector.value);
-    let mut entries = BTreeMap::clone(&state.allowlist.get(name).cloned().unwrap_or_default());
-    let mut touched = Vec::new();
-    let mut warnings = Vec::new();
-    for entry in added {
-        if entries.insert(entry.range, Versioned { revision, value: entry.clone() }).is_some() {
-            warnings.push(format!("{} was listed already; its note, owner, ticket and expiry are new", entry.range));
-        }
-        touched.push(ObjectKey::AllowlistEntry(name.to_owned(), entry.range));
-    }
-    warnings.extend(check_ranges(state, command, &connector, entries.keys().copied().collect())?);
-    Arc::make_mut(&mut state.allowlist).insert(name.to_owned(), Arc::new(entries));
-    let what = format!("added {} to connector {name}", list(added.iter().map(|entry| entry.range)));
-    Ok(Done { touched, warnings, what, assigned: None })
-}
-
-fn remove_allowlist_entries(state: &mut ClusterState, name: &str, removed: &[RemoteIpRange]) -> Result<Done, Refusal> {
-    if !state.connectors.contains_key(name) {
-        return Err(not_found("PH-CONN-001", "connector", name, "connector list"));
-    }
-    let mut entries = BTreeMap::clone(&state.allowlist.get(name).cloned().unwrap_or_default());
-    let mut touched = Vec::new();
-    for range in removed {
-        if entries.remove(range).is_none() {
-            let noun = format!("range of connector \"{name}\"");
-            return Err(not_found("PH-ALLOW-001", &noun, &range.to_string(), &format!("allowlist list {name}")));
-        }
-        touched.push(ObjectKey::AllowlistEntry(name.to_owned(), *range));
-    }
-    if entries.is_empty() {
-        return Err(invalid(
-            "PH-CONN-004",
-            format!("connector \"{name}\" would have no remote IP range left"),
-            "without one it could never take a connection",
-            "disable or delete the connector instead",
-        ));
-    }
-    Arc::make_mut(&mut state.allowlist).insert(name.to_owned(), Arc::new(entries));
-    let what = format!("removed {} from connector {name}", list(removed.iter().copied()));
-    Ok(Done { touched, what, ..Done::default() })
-}
-
-/// The first few ranges in words; an import of a million must not make an audit record of megabytes.
-fn list(ranges: impl ExactSizeIterator<Item = RemoteIpRange>) -> String {
-    const SHOWN: usize = 8;
-    let count = ranges.len();
-    let mut words: Vec<String> = ranges.take(SHOWN).map(|range| range.to_string()).collect();
-    if count > SHOWN {
-        words.push(format!("and {} more", count - SHOWN));
-    }
-    words.join(", ")
 }
 
 fn put_domain(
@@ -534,7 +335,7 @@ fn put_domain(
         touched: vec![ObjectKey::Domain(name.clone())],
         warnings,
         what: format!("{verb} accepted domain {name}"),
-        assigned: None,
+        ..Done::default()
     })
 }
 
@@ -648,12 +449,14 @@ fn add_member(state: &mut ClusterState, command: &Command, revision: u64) -> Res
         joined_at_ms: command.at_ms,
         weight: super::MEMBER_WEIGHT_DEFAULT,
     };
+    let warnings = warn_of_addresses_that_relay(state, &member);
     put(&mut state.members, revision, id, member);
     Ok(Done {
         touched: vec![ObjectKey::Facts, ObjectKey::Member(id), ObjectKey::JoinToken(token_id.clone())],
         assigned: Some(id),
         what: format!("node {name} joined as {id}"),
-        warnings: Vec::new(),
+        warnings,
+        ..Done::default()
     })
 }
 
@@ -673,8 +476,9 @@ fn update_member(state: &mut ClusterState, command: &Command, revision: u64) -> 
         return Ok(Done::default());
     }
     let what = format!("node {} announced its addresses and version {version}", member.name);
+    let warnings = warn_of_addresses_that_relay(state, &member);
     put(&mut state.members, revision, *id, member);
-    Ok(one(ObjectKey::Member(*id), what))
+    Ok(Done { warnings, ..one(ObjectKey::Member(*id), what) })
 }
 
 fn set_member_state(

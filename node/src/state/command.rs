@@ -84,6 +84,13 @@ pub enum Change {
         /// What.
         ranges: Vec<RemoteIpRange>,
     },
+    /// Makes connectors, ranges, accepted domains, routes and settings what they were at a revision.
+    Rollback {
+        /// The revision.
+        to: u64,
+        /// Only this object, such as `connector/scanners`.
+        object: Option<String>,
+    },
     /// Creates or replaces an accepted domain.
     PutDomain {
         /// Whether it must not exist yet.
@@ -266,12 +273,37 @@ pub enum Outcome {
         /// What the administrator should know.
         #[serde(default)]
         warnings: Vec<String>,
+        /// Who may relay now and could not before, the first of them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        gains: Vec<RelayGain>,
         /// The node id given out, for [`Change::AddMember`].
         #[serde(default)]
         assigned: Option<u64>,
     },
     /// It is as it was.
     Refused(Refusal),
+}
+
+/// Addresses from which strangers may relay after a change and could not before.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RelayGain {
+    /// The addresses; narrower ranges inside them keep what they have.
+    pub range: RemoteIpRange,
+    /// The connector that took them before; empty: none did.
+    pub before: String,
+    /// The connector that takes them now.
+    pub after: String,
+}
+
+impl std::fmt::Display for RelayGain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { range, before, after } = self;
+        match before.as_str() {
+            "" => write!(f, "{range} falls to connector {after:?}"),
+            _ if before == after => write!(f, "{range} on connector {after:?}"),
+            _ => write!(f, "{range} falls from connector {before:?} to {after:?}"),
+        }
+    }
 }
 
 /// Whose fault a refusal is, which decides the exit code of the command line.

@@ -5,7 +5,14 @@
 mod apply;
 mod certificate_name;
 mod command;
+#[cfg(test)]
+mod connector_tests;
+mod connectors;
+mod entries;
 mod fronts;
+mod gains;
+mod history;
+pub mod lint;
 mod objects;
 mod refusals;
 mod snapshot;
@@ -18,7 +25,14 @@ use std::sync::Arc;
 
 pub use apply::{Applied, apply};
 pub use certificate_name::CertificateName;
-pub use command::{COMMAND_VERSION, Change, Command, CommandDecodeError, NewCluster, Outcome, Refusal, RefusalKind};
+pub use command::{
+    COMMAND_VERSION, Change, Command, CommandDecodeError, NewCluster, Outcome, Refusal, RefusalKind, RelayGain,
+};
+pub use connectors::{ALLOWLIST_ENTRIES_MAX, CONNECTORS_MAX};
+pub use entries::Entries;
+pub use history::{
+    HISTORY_OBJECTS_MAX, HISTORY_OBJECTS_PER_CHANGE_MAX, HISTORY_RECORDS_MAX, HistoryRecord, names as object_named,
+};
 pub use objects::{
     AcceptedDomain, AllowlistEntry, AuditRecord, Certificate, ClusterFacts, FrontMember, FrontSigningKey, JoinRole,
     JoinToken, MEMBER_WEIGHT_DEFAULT, Member, MemberRole, MemberService, MemberState, RELAY_ADDRESSES_MAX_DEFAULT,
@@ -27,7 +41,7 @@ pub use objects::{
 pub use snapshot::{ObjectKey, SnapshotError, StateDigest};
 pub use view::StateView;
 
-use crate::connector::{ReceiveConnector, RemoteIpRange, SendConnector};
+use crate::connector::{ReceiveConnector, SendConnector};
 use crate::credential::Credential;
 
 /// How many audit records are kept; the oldest go first.
@@ -46,7 +60,7 @@ pub struct ClusterState {
     /// Receive connectors by name.
     pub connectors: Objects<String, Arc<ReceiveConnector>>,
     /// Their ranges: connector name, then range.
-    pub allowlist: Arc<BTreeMap<String, Objects<RemoteIpRange, AllowlistEntry>>>,
+    pub allowlist: Arc<BTreeMap<String, Entries>>,
     /// Accepted domains by name.
     pub domains: Objects<String, AcceptedDomain>,
     /// Routes by name.
@@ -63,6 +77,8 @@ pub struct ClusterState {
     pub join_tokens: Objects<String, JoinToken>,
     /// Audit records by revision, the newest [`AUDIT_RECORDS_MAX`].
     pub audit: Arc<BTreeMap<u64, AuditRecord>>,
+    /// What the newest changes replaced, by revision.
+    pub history: Arc<BTreeMap<u64, Arc<HistoryRecord>>>,
     /// Hash of all of the above, kept up to date change by change.
     pub digest: StateDigest,
 }

@@ -9,7 +9,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::ClusterState;
+use super::{AllowlistEntry, ClusterState, Objects, Settings, Versioned};
 use crate::connector::RemoteIpRange;
 
 /// The first byte of each encoded object.
@@ -42,6 +42,8 @@ pub enum ObjectKey {
     JoinToken(String),
     /// An audit record.
     Audit(u64),
+    /// What a change replaced.
+    History(u64),
 }
 
 /// Why bytes are not an object of the state. Ours, lasting: the store is damaged or from a newer version.
@@ -84,6 +86,7 @@ impl ObjectKey {
             Self::Front(name) => (10, name.clone().into_bytes()),
             Self::JoinToken(id) => (11, id.clone().into_bytes()),
             Self::Audit(revision) => (12, revision.to_be_bytes().to_vec()),
+            Self::History(revision) => (13, revision.to_be_bytes().to_vec()),
         };
         let mut bytes = vec![kind];
         bytes.extend(rest);
@@ -115,6 +118,7 @@ impl ObjectKey {
             10 => Self::Front(name()?),
             11 => Self::JoinToken(name()?),
             12 => Self::Audit(number()?),
+            13 => Self::History(number()?),
             _ => return Err(SnapshotError::Key),
         })
     }
@@ -155,6 +159,7 @@ impl ClusterState {
             ObjectKey::Front(name) => self.fronts.get(name).map(|found| encode(&found)),
             ObjectKey::JoinToken(id) => self.join_tokens.get(id).map(|found| encode(&found)),
             ObjectKey::Audit(revision) => self.audit.get(revision).map(|found| encode(&found)),
+            ObjectKey::History(revision) => self.history.get(revision).map(|found| encode(&found)),
         }
     }
 
@@ -172,9 +177,11 @@ impl ClusterState {
                 Arc::make_mut(&mut self.connectors).insert(name.clone(), decode(&key, value)?);
             }
             ObjectKey::AllowlistEntry(name, range) => {
-                let entry = decode(&key, value)?;
-                let entries = Arc::make_mut(&mut self.allowlist).entry(name.clone()).or_default();
-                Arc::make_mut(entries).insert(*range, entry);
+                let entry: Versioned<AllowlistEntry> = decode(&key, value)?;
+                if entry.value.range != *range {
+                    return Err(SnapshotError::Key);
+                }
+                Arc::make_mut(&mut self.allowlist).entry(name.clone()).or_default().insert(entry);
             }
             ObjectKey::Domain(name) => {
                 Arc::make_mut(&mut self.domains).insert(name.clone(), decode(&key, value)?);
@@ -200,8 +207,86 @@ impl ClusterState {
             ObjectKey::Audit(revision) => {
                 Arc::make_mut(&mut self.audit).insert(*revision, decode(&key, value)?);
             }
+            ObjectKey::History(revision) => {
+                Arc::make_mut(&mut self.history).insert(*revision, decode(&key, value)?);
+            }
         }
         self.digest.replace(&key, before.as_deref(), self.encode_object(&key).as_deref());
+        Ok(())
+    }
+
+    /// The JSON of one object without its revision, or `None` when it does not exist: what the history keeps.
+    #[must_use]
+    pub fn object_json(&self, key: &ObjectKey) -> Option<String> {
+        fn text<T: Serialize>(value: &T) -> String {
+            serde_json::to_string(value).expect("objects have string keys only")
+        }
+        match key {
+            ObjectKey::Settings => Some(text(&*self.settings)),
+            ObjectKey::Connector(name) => self.connectors.get(name).map(|found| text(&found.value)),
+            ObjectKey::AllowlistEntry(name, range) => {
+                self.allowlist.get(name).and_then(|entries| entries.get(range)).map(|found| text(&found.value))
+            }
+            ObjectKey::Domain(name) => self.domains.get(name).map(|found| text(&found.value)),
+            ObjectKey::Route(name) => self.routes.get(name).map(|found| text(&found.value)),
+            _ => None,
+        }
+    }
+
+    /// Makes an object what its JSON says, or takes it out; for the kinds whose past is kept.
+    ///
+    /// # Errors
+    /// When the JSON is not such an object.
+    pub(super) fn restore_json(
+        &mut self,
+        key: &ObjectKey,
+        json: Option<&str>,
+        revision: u64,
+    ) -> Result<(), SnapshotError> {
+        fn read<T: DeserializeOwned>(
+            key: &ObjectKey,
+            json: &str,
+            revision: u64,
+        ) -> Result<Versioned<T>, SnapshotError> {
+            let value = serde_json::from_str(json);
+            let value = value.map_err(|source| SnapshotError::Value { key: key.clone(), source })?;
+            Ok(Versioned { revision, value })
+        }
+        fn set<T: DeserializeOwned + Clone>(
+            objects: &mut Objects<String, T>,
+            (key, name): (&ObjectKey, &str),
+            json: Option<&str>,
+            revision: u64,
+        ) -> Result<(), SnapshotError> {
+            match json {
+                Some(json) => {
+                    let value = read(key, json, revision)?;
+                    Arc::make_mut(objects).insert(name.to_owned(), value);
+                }
+                None => drop(Arc::make_mut(objects).remove(name)),
+            }
+            Ok(())
+        }
+        match (key, json) {
+            (ObjectKey::Settings, Some(json)) => {
+                self.settings = Arc::new(read::<Settings>(key, json, revision)?.value);
+            }
+            (ObjectKey::Connector(name), json) => set(&mut self.connectors, (key, name), json, revision)?,
+            (ObjectKey::Domain(name), json) => set(&mut self.domains, (key, name), json, revision)?,
+            (ObjectKey::Route(name), json) => set(&mut self.routes, (key, name), json, revision)?,
+            (ObjectKey::AllowlistEntry(name, range), json) => {
+                let lists = Arc::make_mut(&mut self.allowlist);
+                let entries = lists.entry(name.clone()).or_default();
+                match json {
+                    Some(json) => drop(entries.insert(read(key, json, revision)?)),
+                    None => drop(entries.remove(range)),
+                }
+                if entries.is_empty() {
+                    lists.remove(name);
+                }
+            }
+            _ => return Err(SnapshotError::Key),
+        }
         Ok(())
     }
 
@@ -223,6 +308,7 @@ impl ClusterState {
         keys.extend(self.fronts.keys().cloned().map(ObjectKey::Front));
         keys.extend(self.join_tokens.keys().cloned().map(ObjectKey::JoinToken));
         keys.extend(self.audit.keys().copied().map(ObjectKey::Audit));
+        keys.extend(self.history.keys().copied().map(ObjectKey::History));
         keys
     }
 }
@@ -238,14 +324,14 @@ impl StateDigest {
     pub fn replace(&mut self, key: &ObjectKey, before: Option<&[u8]>, after: Option<&[u8]>) {
         // The settings exist from the start with their defaults: they count once they have been written.
         if let Some(value) = before
-            && !(*key == ObjectKey::Settings && value == encode(&super::Settings::default()).as_slice())
+            && !(*key == ObjectKey::Settings && value == encode(&Settings::default()).as_slice())
         {
             for (word, hash) in self.0.iter_mut().zip(words(key, value)) {
                 *word = word.wrapping_sub(hash);
             }
         }
         if let Some(value) = after
-            && !(*key == ObjectKey::Settings && value == encode(&super::Settings::default()).as_slice())
+            && !(*key == ObjectKey::Settings && value == encode(&Settings::default()).as_slice())
         {
             for (word, hash) in self.0.iter_mut().zip(words(key, value)) {
                 *word = word.wrapping_add(hash);

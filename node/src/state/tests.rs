@@ -2,12 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::connector::{DomainKind, PermissionGroup};
+use crate::connector::{DomainKind, PermissionGroup, ReceiveConnector, RemoteIpRange};
 use crate::pki::sha256_hex;
 
 const SECRET: &str = "00112233";
 
-fn command(change: Change) -> Command {
+pub(super) fn command(change: Change) -> Command {
     Command {
         who: "admin".to_owned(),
         from: "unix".to_owned(),
@@ -34,7 +34,7 @@ fn member(id: u64, name: &str) -> Member {
     }
 }
 
-fn init() -> Change {
+pub(super) fn init() -> Change {
     let sealed = SealedSecret("sealed".to_owned());
     Change::InitCluster(Box::new(NewCluster {
         facts: ClusterFacts {
@@ -59,7 +59,7 @@ fn init() -> Change {
     }))
 }
 
-fn put(name: &str, create: bool, ranges: &[&str]) -> Change {
+pub(super) fn put(name: &str, create: bool, ranges: &[&str]) -> Change {
     let mut connector = ReceiveConnector::new(name);
     connector.bindings = crate::connector::Binding::everywhere(25);
     connector.permission_groups = [PermissionGroup::AnonymousUsers].into();
@@ -67,17 +67,17 @@ fn put(name: &str, create: bool, ranges: &[&str]) -> Change {
     Change::PutConnector { create, connector: Box::new(connector), ranges: Some(ranges) }
 }
 
-fn relay(name: &str, ranges: &[&str]) -> Change {
+pub(super) fn relay(name: &str, ranges: &[&str]) -> Change {
     let Change::PutConnector { create, mut connector, ranges } = put(name, true, ranges) else { unreachable!() };
     connector.rights.insert("anonymous:accept_any_recipient".parse().unwrap());
     Change::PutConnector { create, connector, ranges }
 }
 
-fn run(state: &mut ClusterState, revision: u64, change: Change) -> Outcome {
+pub(super) fn run(state: &mut ClusterState, revision: u64, change: Change) -> Outcome {
     apply(state, &command(change), revision).outcome
 }
 
-fn refusal(outcome: Outcome) -> Refusal {
+pub(super) fn refusal(outcome: Outcome) -> Refusal {
     match outcome {
         Outcome::Refused(refusal) => refusal,
         Outcome::Applied { .. } => panic!("it should have been refused"),
@@ -127,7 +127,7 @@ fn join(name: &str, secret: &str) -> Change {
     }
 }
 
-fn apply_all(state: &mut ClusterState, changes: &[Change], first: u64) {
+pub(super) fn apply_all(state: &mut ClusterState, changes: &[Change], first: u64) {
     for (revision, change) in (first..).zip(changes) {
         let outcome = run(state, revision, change.clone());
         assert!(matches!(outcome, Outcome::Applied { changed: true, .. }), "{change:?}: {outcome:?}");
@@ -135,7 +135,7 @@ fn apply_all(state: &mut ClusterState, changes: &[Change], first: u64) {
 }
 
 /// What a snapshot carries, put into an empty state.
-fn through_a_snapshot(state: &ClusterState) -> ClusterState {
+pub(super) fn through_a_snapshot(state: &ClusterState) -> ClusterState {
     let mut copy = ClusterState::default();
     for key in state.object_keys() {
         copy.restore_object(&key.to_bytes(), &state.encode_object(&key).unwrap()).unwrap();
