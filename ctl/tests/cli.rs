@@ -13,7 +13,7 @@ use posthouse_proto::v1::{
     AwaitRevisionReply, ClusterStatusReply, Connector, ExplainCandidate, ExplainIpReply, FailedHandshake,
     InitClusterReply, JoinClusterReply, ListConnectorsReply, ListDomainsReply, ListFailedHandshakesReply,
     ListFrontsReply, LocalStatusReply, Member, MessageTraceReply, PutCredentialReply, QueueChangeReply,
-    QueueSummaryReply, StringList, TestCredentialReply, TraceEvent, TracedMessage, WriteReply,
+    QueueSummaryReply, RelayGain, StringList, TestCredentialReply, TraceEvent, TracedMessage, WriteReply,
 };
 use serde_json::{Value, json};
 use tonic::Status;
@@ -373,8 +373,17 @@ fn losing_mail_asks_first() {
     bench.run("queue delete --yes").exits(2);
     assert!(bench.fake.asked("queue_delete").is_empty());
     assert_eq!(bench.run("queue delete --id 01ABC -y").exits(0).out, "2 letters deleted\n");
-    bench.run("connector delete scanners").exits(2);
-    assert!(bench.fake.asked("delete_connector").is_empty());
+    let gain = RelayGain {
+        range: "10.1.0.0/16".into(),
+        addresses: "65536".into(),
+        before: "carve".into(),
+        after: "wide".into(),
+    };
+    bench.fake.says("delete_connector", Ok(WriteReply { dry_run: true, gains: vec![gain], ..written() }));
+    let ran = bench.run("connector delete scanners").exits(2);
+    assert!(ran.err.contains("10.1.0.0/16") && ran.err.contains("may relay then"), "{}", ran.err);
+    let asked = bench.fake.asked("delete_connector");
+    assert!(asked.iter().all(|request| request["options"]["dry_run"] == json!(true)), "{asked:?}");
 }
 
 #[test]

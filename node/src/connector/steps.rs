@@ -1,133 +1,147 @@
-//! A sorted list of keys in which the last one at or below a wanted key is found with few cache misses: a static
-//! B+ tree without pointers. A node is one cache line, and how many of its keys are small enough is counted without a
-//! branch, so that neither the order of questions nor the distribution of the keys matters. Each key carries one
-//! octet, in the same line, so that the answer itself costs no further miss.
+//! A sorted list of keys in which the last one at or below a wanted key is found with two cache misses: a directory
+//! over equal parts of the keys' span says which cache line to look into, and in the line a short search without
+//! branches ends. Each key carries one octet, in the same line, so that the answer itself costs no further miss.
+//!
+//! Where keys lie so unevenly that one part of the directory holds many lines, the search among these is a binary
+//! one: never worse than a binary search over everything.
 
-/// Keys of an inner node: one cache line of them.
-const INNER_U32: usize = 16;
-const INNER_U64: usize = 8;
-/// Keys of a leaf, so that they and their octets fill one cache line.
-const LEAF_U32: usize = 12;
-const LEAF_U64: usize = 7;
+/// Keys of a line, so that they and their octets fill it.
+const LINE_U32: usize = 12;
+const LINE_U64: usize = 7;
+/// Parts of the directory for each line, rounded up to a power of two: few parts hold more than two lines then, and
+/// the directory stays small enough for the nearer caches.
+const PARTS_PER_LINE: usize = 1;
 
 /// A list of 32-bit keys.
-pub(super) type StepsU32 = Steps<u32, INNER_U32, LEAF_U32>;
+pub(super) type StepsU32 = Steps<u32, LINE_U32>;
 /// A list of 64-bit keys.
-pub(super) type StepsU64 = Steps<u64, INNER_U64, LEAF_U64>;
+pub(super) type StepsU64 = Steps<u64, LINE_U64>;
 
 /// What can be a key.
 pub(super) trait Key: Copy + Ord {
-    /// Fills what is left of a node. A key of this value is told from it by the length of the list.
+    /// Fills what is left of a line. A key of this value is told from it by the length of the list.
     const LAST: Self;
+    /// How many parts of `1 << shift` lie between `base` and this key; 0 where it is below.
+    fn part(self, base: Self, shift: u32) -> usize;
+    /// The first key of a part.
+    fn of_part(base: Self, shift: u32, part: usize) -> Self;
+    /// The binary digits of the distance from `base`.
+    fn digits(self, base: Self) -> u32;
 }
 
-impl Key for u32 {
-    const LAST: Self = Self::MAX;
+macro_rules! key {
+    ($($int:ty),+) => {
+        $(impl Key for $int {
+            const LAST: Self = Self::MAX;
+            #[inline]
+            fn part(self, base: Self, shift: u32) -> usize {
+                (self.saturating_sub(base) >> shift) as usize
+            }
+            fn of_part(base: Self, shift: u32, part: usize) -> Self {
+                base.saturating_add((part as Self) << shift)
+            }
+            fn digits(self, base: Self) -> u32 {
+                Self::BITS - self.saturating_sub(base).leading_zeros()
+            }
+        })+
+    };
 }
-
-impl Key for u64 {
-    const LAST: Self = Self::MAX;
-}
+key!(u32, u64);
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-struct Inner<K, const N: usize>([K; N]);
-
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Leaf<K, const L: usize> {
+struct Line<K, const L: usize> {
     keys: [K; L],
     marks: [u8; L],
 }
 
-/// Nodes of which each key is the first key of the node below that it leads to.
-#[derive(Debug)]
-struct Level<K, const N: usize> {
-    nodes: Box<[Inner<K, N>]>,
-    /// How many nodes there are below.
-    children: usize,
-}
-
 /// The list.
 #[derive(Debug)]
-pub(super) struct Steps<K, const N: usize, const L: usize> {
-    /// From the root down.
-    levels: Vec<Level<K, N>>,
-    leaves: Box<[Leaf<K, L>]>,
+pub(super) struct Steps<K, const L: usize> {
+    lines: Box<[Line<K, L>]>,
+    /// Part → the last line that begins at or before it; one more at the end.
+    directory: Box<[u32]>,
+    base: K,
+    shift: u32,
     len: usize,
 }
 
-impl<K: Key, const N: usize, const L: usize> Steps<K, N, L> {
+impl<K: Key, const L: usize> Steps<K, L> {
     /// Builds from sorted keys, each with its octet.
     pub(super) fn build(keys: impl ExactSizeIterator<Item = (K, u8)>) -> Self {
         let len = keys.len();
-        let mut leaves: Vec<Leaf<K, L>> = Vec::with_capacity(len.div_ceil(L));
+        let mut lines: Vec<Line<K, L>> = Vec::with_capacity(len.div_ceil(L));
+        // The first key is the first address there is, and says nothing about where the others are.
+        let (mut base, mut top) = (K::LAST, K::LAST);
         for (index, (key, mark)) in keys.enumerate() {
+            if index <= 1 {
+                base = key;
+            }
+            top = key;
             if index % L == 0 {
-                leaves.push(Leaf { keys: [K::LAST; L], marks: [0; L] });
+                lines.push(Line { keys: [K::LAST; L], marks: [0; L] });
             }
-            if let Some(leaf) = leaves.last_mut() {
-                leaf.keys[index % L] = key;
-                leaf.marks[index % L] = mark;
+            if let Some(line) = lines.last_mut() {
+                line.keys[index % L] = key;
+                line.marks[index % L] = mark;
             }
         }
-        let mut levels: Vec<Level<K, N>> = Vec::new();
-        let mut firsts: Vec<K> = leaves.iter().map(|leaf| leaf.keys[0]).collect();
-        while firsts.len() > 1 {
-            let children = firsts.len();
-            let nodes: Box<[Inner<K, N>]> = firsts
-                .chunks(N)
-                .map(|chunk| {
-                    let mut node = [K::LAST; N];
-                    node[..chunk.len()].copy_from_slice(chunk);
-                    Inner(node)
-                })
-                .collect();
-            firsts = nodes.iter().map(|node| node.0[0]).collect();
-            levels.push(Level { nodes, children });
-        }
-        levels.reverse();
-        Self { levels, leaves: leaves.into_boxed_slice(), len }
+        // Two at least: a key cannot be shifted by all of its digits.
+        let parts = (lines.len() * PARTS_PER_LINE).next_power_of_two().max(2);
+        let shift = top.digits(base).saturating_sub(parts.trailing_zeros());
+        let parts = top.part(base, shift) + 1;
+        let last = lines.len().saturating_sub(1);
+        let mut line = 0;
+        let directory = (0..parts).map(|part| {
+            let begin = K::of_part(base, shift, part);
+            while lines.get(line + 1).is_some_and(|next| next.keys[0] <= begin) {
+                line += 1;
+            }
+            line as u32
+        });
+        let directory = directory.collect::<Vec<u32>>().into_iter().chain([last as u32]).collect();
+        Self { lines: lines.into_boxed_slice(), directory, base, shift, len }
     }
 
     /// The place of the last key that is not above `key`, and its octet; the first place where all are above.
     #[inline]
     pub(super) fn find(&self, key: K) -> (usize, u8) {
-        let mut node = 0;
-        for Level { nodes, children } in &self.levels {
-            let Some(Inner(keys)) = nodes.get(node) else { break };
-            // What fills a node counts where the key is the last there can be: hence the bound.
-            node = (node * N + not_above(keys, key).saturating_sub(1)).min(children.saturating_sub(1));
+        let part = key.part(self.base, self.shift).min(self.directory.len().saturating_sub(2));
+        let [low, high] = match self.directory.get(part..part + 2) {
+            Some([low, high]) => [*low as usize, *high as usize],
+            _ => return (0, 0),
+        };
+        // One line or two, mostly, and which is not to be predicted: so no branch.
+        let second = (low + 1).min(high);
+        let begins = self.lines.get(second).is_some_and(|line| line.keys[0] <= key);
+        let mut line = if begins { second } else { low };
+        if high - second > 0 && begins {
+            let among = self.lines.get(second + 1..=high).unwrap_or_default();
+            line += among.partition_point(|line| line.keys[0] <= key);
         }
-        let Some(leaf) = self.leaves.get(node) else { return (0, 0) };
-        let within = not_above(&leaf.keys, key).saturating_sub(1);
-        let place = (node * L + within).min(self.len.saturating_sub(1));
-        (place, leaf.marks.get(place - node * L).copied().unwrap_or(0))
+        let Some(Line { keys, marks }) = self.lines.get(line) else { return (0, 0) };
+        // What fills a line counts where the key is the last there can be: hence the bound.
+        let within = keys.partition_point(|found| *found <= key).saturating_sub(1);
+        let place = (line * L + within).min(self.len.saturating_sub(1));
+        (place, marks.get(place - line * L).copied().unwrap_or(0))
     }
 
     /// The key at a place.
     #[inline]
     pub(super) fn key(&self, place: usize) -> Option<K> {
-        if place < self.len { Some(self.leaves.get(place / L)?.keys[place % L]) } else { None }
+        if place < self.len { Some(self.lines.get(place / L)?.keys[place % L]) } else { None }
     }
 
     /// The octet at a place.
     #[inline]
     pub(super) fn mark(&self, place: usize) -> u8 {
-        self.leaves.get(place / L).map_or(0, |leaf| leaf.marks[place % L])
+        self.lines.get(place / L).map_or(0, |line| line.marks[place % L])
     }
 
     /// Octets held.
     pub(super) fn bytes(&self) -> usize {
-        let inner: usize = self.levels.iter().map(|level| size_of_val(&*level.nodes)).sum();
-        inner + size_of_val(&*self.leaves)
+        size_of_val(&*self.lines) + size_of_val(&*self.directory)
     }
-}
-
-/// How many keys of a node are not above `key`. Without a branch: compilers make a few vector instructions of it.
-#[inline]
-fn not_above<K: Key, const N: usize>(keys: &[K; N], key: K) -> usize {
-    keys.iter().map(|found| u32::from(*found <= key)).sum::<u32>() as usize
 }
 
 #[cfg(test)]
@@ -165,5 +179,11 @@ mod tests {
         assert_eq!((none.find(7), none.key(0), none.mark(0)), ((0, 0), None, 0));
         let last = StepsU64::build([(0, 1), (u64::MAX, 2)].into_iter());
         assert_eq!((last.find(u64::MAX), last.find(u64::MAX - 1)), ((1, 2), (0, 1)));
+        // One line, and a span of all digits.
+        let wide = StepsU32::build([(0, 1), (1, 2), (u32::MAX, 3)].into_iter());
+        assert_eq!(
+            (wide.find(0), wide.find(1), wide.find(u32::MAX - 1), wide.find(u32::MAX)),
+            ((0, 1), (1, 2), (1, 2), (2, 3))
+        );
     }
 }

@@ -145,7 +145,12 @@ impl ConnectorTable {
     pub fn lookup(&self, local: SocketAddr, source: IpAddr) -> Option<Hit<'_>> {
         let source = canonical_ip(source);
         let group = self.listening(local, source)?;
-        let (segment, grant) = group.innermost(source)?;
+        // One arm per family from here on: the address stays in registers.
+        let (segment, grant) = match (group, source) {
+            (Group::V4(segments), IpAddr::V4(ip)) => segments.find(ip.to_bits())?,
+            (Group::V6(segments), IpAddr::V6(ip)) => segments.find(ip.to_bits())?,
+            _ => return None,
+        };
         let connector = self.connectors.get(grant.owner as usize)?;
         Some(Hit { connector, expires_at_ms: grant.expires_at_ms, group, segment })
     }
@@ -283,15 +288,6 @@ impl Group {
             Self::V6(Segments::build(
                 ranges.filter_map(|(owner, entry)| Some((entry.range.v6_bits()?, owner, expiry(entry)))),
             ))
-        }
-    }
-
-    #[inline]
-    fn innermost(&self, ip: IpAddr) -> Option<(u32, Grant)> {
-        match (self, ip) {
-            (Self::V4(segments), IpAddr::V4(ip)) => segments.find(ip.to_bits()),
-            (Self::V6(segments), IpAddr::V6(ip)) => segments.find(ip.to_bits()),
-            _ => None,
         }
     }
 
