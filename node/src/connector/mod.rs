@@ -9,6 +9,8 @@ mod counts;
 mod explain;
 mod guard;
 mod limits;
+#[cfg(test)]
+mod parameters_tests;
 mod permission;
 mod range;
 mod receive;
