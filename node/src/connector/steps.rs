@@ -97,7 +97,9 @@ impl<K: Key, const L: usize> Steps<K, L> {
             while lines.get(line + 1).is_some_and(|next| next.keys[0] <= begin) {
                 line += 1;
             }
-            line as u32
+            // Keys below the base are looked for in the first part, too, so that it must reach back to them even
+            // where the base, many times over, fills more than one line.
+            if part == 0 { 0 } else { line as u32 }
         });
         let directory = directory.collect::<Vec<u32>>().into_iter().chain([last as u32]).collect();
         Self { lines: lines.into_boxed_slice(), directory, base, shift, len }
@@ -169,6 +171,24 @@ mod tests {
                 prop_assert_eq!(list.find(key), expected);
                 prop_assert_eq!(long.find(u64::from(key) << 20), expected);
                 prop_assert_eq!((list.key(place), list.mark(place)), (Some(keys[place]), expected.1));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn equal_keys_are_found_at_their_last_and_their_neighbours_beside_them(
+            keys in prop::collection::vec((0_u64..6, 1_usize..30), 1..6),
+            far in prop::option::of(Just(u64::MAX)),
+        ) {
+            // As the upper halves of addresses in few networks.
+            let mut keys: Vec<u64> = keys.into_iter().flat_map(|(key, times)| vec![key * 3; times]).chain([0]).collect();
+            keys.extend(far);
+            keys.sort_unstable();
+            let list = StepsU64::build(keys.iter().map(|key| (*key, (*key % 251) as u8)));
+            for key in (0..20).chain([u64::MAX - 1, u64::MAX]) {
+                let place = keys.partition_point(|found| *found <= key).saturating_sub(1);
+                prop_assert_eq!(list.find(key), (place, (keys[place] % 251) as u8), "{}", key);
             }
         }
     }
