@@ -6,9 +6,28 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 step() { printf '\n== [%ss] %s\n' "$SECONDS" "$*"; }
 
+# Clients that nobody here wrote, from PyPI and npm: outside the clone, once for each machine.
+install_test_clients() {
+    local tools="${XDG_CACHE_HOME:-$HOME/.cache}/posthouse-test-tools"
+    mkdir -p "$tools"
+    if ! "$tools/venv/bin/python3" -c 'import aiosmtplib' 2>/dev/null; then
+        echo "installing aiosmtplib"
+        python3 -m venv --clear "$tools/venv"
+        "$tools/venv/bin/python3" -m pip install --quiet 'aiosmtplib>=4,<6'
+    fi
+    command -v npm >/dev/null || install_packages nodejs npm
+    if ! NODE_PATH="$tools/node_modules" node -e 'require("nodemailer")' 2>/dev/null; then
+        echo "installing nodemailer"
+        # 7 runs on the Node of every supported Debian and Ubuntu; later ones ask for more.
+        npm install --silent --no-audit --no-fund --prefix "$tools" nodemailer@7
+    fi
+}
+
 step "tools"
 install_build_tools
-install_packages curl swaks python3 procps libnet-ssleay-perl openssl python3-aiosmtpd
+install_packages curl swaks msmtp s-nail python3 python3-venv procps openssl python3-aiosmtpd \
+    libnet-ssleay-perl libio-socket-ssl-perl libauthen-sasl-perl
+install_test_clients
 set_build_environment
 # Outside the clone, so that a machine that built once stays quick; a clone's own crates are always built anew.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/posthouse-target}"
@@ -32,11 +51,12 @@ ROCKSDB_LIB_DIR=/usr/lib CARGO_TARGET_DIR="$CARGO_TARGET_DIR/check" RUSTDOCFLAGS
     cargo doc --locked --workspace --no-deps --quiet
 
 step "licences, sources, bans"
-if cargo deny --version >/dev/null 2>&1; then
-    cargo deny --offline --locked check bans licenses sources
-else
-    echo "skipped: cargo-deny is not installed (cargo install --locked cargo-deny)"
+# Beside the build cache, where a machine without it builds it once.
+export PATH="$PATH:$CARGO_TARGET_DIR/cargo-deny/bin"
+if ! cargo deny --version >/dev/null 2>&1; then
+    cargo install --locked --quiet --root "$CARGO_TARGET_DIR/cargo-deny" cargo-deny
 fi
+cargo deny --offline --locked check bans licenses sources
 
 step "tests"
 # System tests start whole clusters: two at a time on a small machine.

@@ -7,13 +7,19 @@
 pub mod cluster;
 pub mod device;
 pub mod dialog;
+pub mod filed;
+pub mod forwarder;
 pub mod http;
+pub mod kernel;
 pub mod ledger;
 pub mod tls_dialog;
 pub mod wait;
+pub mod wire;
 
 pub use cluster::{Ctl, Proc, TestCluster, binary, repository};
 pub use device::{Device, Outcome};
+pub use filed::Filed;
 pub use http::http_get;
 pub use ledger::Ledger;
 pub use wait::until;
+pub use wire::{Trust, Wire};
