@@ -108,7 +108,8 @@ mod tests {
         ours.add(1_007_000);
         let theirs = Window::of_ages(77, &ours.ages(1_008_000));
         assert_eq!(theirs.total(77), 2);
-        assert_eq!(theirs.total(77 + 59_000), 1, "the older one is gone first");
+        assert_eq!(theirs.total(77 + 59_000), 2);
+        assert_eq!(theirs.total(77 + 60_000), 1, "the older one is gone first");
         assert_eq!(theirs.total(77 + 66_000), 0);
     }
 

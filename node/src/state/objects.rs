@@ -196,7 +196,7 @@ pub struct Member {
     /// When it joined, in unix milliseconds.
     #[serde(default)]
     pub joined_at_ms: i64,
-    /// Its share of new connections beside the others': 1 to [`MEMBER_WEIGHT_MAX`].
+    /// Its share of new connections beside the others': 1 to 256.
     #[serde(default = "member_weight_default")]
     pub weight: u32,
 }
