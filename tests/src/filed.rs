@@ -53,11 +53,10 @@ impl Filed {
     /// The first field of that name, unfolded only as far as its first line.
     pub fn field(&self, name: &str) -> Option<String> {
         let header = self.header();
-        let found = header.lines().find_map(|line| {
+        header.lines().find_map(|line| {
             let (field, value) = line.split_once(':')?;
             field.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
-        });
-        found
+        })
     }
 
     /// Whether a CR or LF stands alone.
