@@ -19,5 +19,5 @@ implicit)
     ;;
 esac
 sed '1,/^$/d' "$LETTER" | MAILRC=/dev/null exec s-nail -n -v -s "$subject" -r "$MAIL_FROM" -S sendwait -S v15-compat \
-    -S record= -S DEAD=/dev/null -S nosave -S hostname=printer.example -S ttycharset=us-ascii \
+    -S DEAD=/dev/null -S nosave -S hostname=printer.example -S ttycharset=us-ascii \
     -S mta="$scheme://${login}localhost:$PORT" "$@" "$RCPT"

@@ -164,21 +164,42 @@ impl Scene {
     }
 }
 
+/// What quoted-printable text (RFC 2045 §6.7) stands for, where that is ASCII.
+fn unquoted(text: &str) -> String {
+    let mut pieces = text.split('=');
+    let mut plain = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        let (code, rest) = piece.split_at(2);
+        if code != "\r\n" {
+            plain.push(char::from(u8::from_str_radix(code, 16).unwrap()));
+        }
+        plain.push_str(rest);
+    }
+    plain
+}
+
 /// What must be true of a letter that arrived.
 fn check(client: &Client, run: &Run, filed: &Filed) {
     let id = format!("{}-{}", client.name, run.name);
     let expected = body().replace('\n', "\r\n");
-    let arrived = String::from_utf8_lossy(filed.body());
+    let mut arrived = String::from_utf8_lossy(filed.body()).into_owned();
+    // s-nail hides from the wire what other relays have broken.
+    if filed.field("Content-Transfer-Encoding").is_some_and(|encoding| encoding == "quoted-printable") {
+        arrived = unquoted(&arrived);
+    }
     assert!(arrived == expected, "{id}: the body was changed; {} for {}:\n{arrived}", arrived.len(), expected.len());
     let header = filed.header();
     assert!(header.contains(&format!("[{}]", run.source)), "{id}: Received names the device:\n{header}");
     assert!(!header.contains("127.0.0.2"), "{id}: the front's own address is nobody's device:\n{header}");
     let with = match (run.mode, run.password_file) {
+        // It says HELO where it has no login to ask for, even inside TLS.
+        (_, "") if client.name == "s-nail" => "SMTP",
         ("plain", _) => "ESMTP",
         (_, "") => "ESMTPS",
         (_, _) => "ESMTPSA",
     };
-    assert!(header.contains(&format!(" with {with} ")), "{id}: it came with {with}:\n{header}");
+    let words: Vec<&str> = header.split_ascii_whitespace().collect();
+    assert!(words.windows(2).any(|two| two == ["with", with]), "{id}: it came with {with}:\n{header}");
     assert_eq!((filed.from.as_str(), filed.to.len()), ("scan@corp.example", 1), "{id}");
     if client.verbatim {
         assert_eq!(filed.field("Message-ID"), Some(format!("<{id}@client.example>")), "{id}");

@@ -109,6 +109,8 @@ const ORDERS: &[Order] = &[
             Close(&["554 5.5.0"]),
         ],
     ),
+    // DATA must be the last of its group (RFC 2920 §3.1): what stands behind it was written by somebody who does not
+    // wait for 354, whether DATA is refused or not.
     order(
         "a letter to a DATA that was refused",
         &[
@@ -117,7 +119,7 @@ const ORDERS: &[Order] = &[
             MAIL,
             OK,
             Say("DATA\r\nSubject: unintended\r\n\r\none\r\ntwo\r\nthree\r\nfour\r\n.\r\n"),
-            Close(&["503 5.5.2 Need rcpt command", "500 5.3.3", "421 4.7.0 Too many errors"]),
+            Close(&["554 5.5.0"]),
         ],
     ),
     order("a dot outside of mail data", &[EHLO, HELLO, Say(".\r\n"), Hear("500 5.3.3 Unrecognized command")]),
@@ -395,7 +397,8 @@ fn starttls_forgets_the_clear(cluster: &TestCluster) {
     let mut wire = open("127.0.61.208");
     wire.expect_to("AUTH LOGIN", "334").unwrap();
     wire.expect_to(&base64(&cluster.user), "334").unwrap();
-    wire.expect_to("STARTTLS", "501").unwrap();
+    // These eight letters are base64: a password, and a wrong one.
+    wire.expect_to("STARTTLS", "535 5.7.3").unwrap();
     let mut wire = wire.starttls(&trust).unwrap();
     wire.expect_to(&base64(&cluster.password), "500 5.").unwrap();
 

@@ -21,8 +21,10 @@ enum Is {
     Routed(&'static str),
     /// No address. Nobody writes there.
     Nothing,
+    /// An address of ours, and behind it what can only be a parameter that was not offered.
+    Parameter,
 }
-use Is::{External, Nothing, Ours, Routed};
+use Is::{External, Nothing, Ours, Parameter, Routed};
 
 /// As whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +98,7 @@ const FORMS: &[Form] = &[
         Routed("partner.example!r%other.example@corp.example"),
     ),
     from_ours(b"<r@corp.example>,<r@partner.example>", Nothing),
-    from_ours(b"<r@corp.example> <r@partner.example>", Nothing),
+    from_ours(b"<r@corp.example> <r@partner.example>", Parameter),
     from_ours(b"<r@partner.example>@corp.example", Nothing),
     from_ours(b"<r@partner.example\0@corp.example>", Nothing),
     from_ours(b"<\"r@partner.example\\\"@corp.example>", Nothing),
@@ -169,6 +171,7 @@ fn oracle(may: May, form: &Form, auth_is_offered: bool) -> (Option<&'static str>
     let relays = matches!(may, May::Relay | May::RelayAsUs);
     let rcpt = match form.is {
         Nothing => Some("50"),
+        Parameter => Some("555 5.5.4"),
         Ours(_) => None,
         External(_) | Routed(_) if relays => None,
         External(_) | Routed(_) => Some(UNABLE),
@@ -222,7 +225,7 @@ impl Column {
         self.wire.expect("250 2.6.0")?;
         match form.is {
             Ours(recipient) | External(recipient) | Routed(recipient) => Ok(Some(recipient)),
-            Nothing => Ok(None),
+            Nothing | Parameter => Ok(None),
         }
     }
 }
