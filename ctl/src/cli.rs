@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     allowlist, cluster, completion, connector, context, credential, domain, explain, front, history, message, node,
-    queue, route, status, tls,
+    queue, route, settings, status, tls,
 };
 use crate::output::Format;
 use crate::parse;
@@ -120,6 +120,9 @@ pub(crate) enum Command {
     /// Where letters go: smart hosts per address space
     #[command(subcommand)]
     Route(route::RouteCommand),
+    /// What holds for the whole cluster: the open-relay guard's limit, copies of reports, postmaster, back pressure
+    #[command(subcommand)]
+    Settings(settings::SettingsCommand),
     /// Letters that wait
     #[command(subcommand)]
     Queue(queue::QueueCommand),

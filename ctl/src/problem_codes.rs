@@ -506,9 +506,15 @@ pub(crate) const ALL: &[ProblemCode] = &[
     ),
     code(
         "PH-SET-001",
-        "A setting of the cluster is not valid.",
-        "dsn_copy_to and postmaster are mail addresses.",
-        "posthousectl cluster settings shows them.",
+        "There is no setting of that name.",
+        "Settings are what holds for the whole cluster; what belongs to a connector or a route is set there.",
+        "posthousectl settings list",
+    ),
+    code(
+        "PH-SET-002",
+        "The value of a setting is not valid.",
+        "Each setting has a form of its own: a number, mail addresses with a domain, or four thresholds such as 89/99/90/80.",
+        "posthousectl settings list shows the form; nothing was changed.",
     ),
     code(
         "PH-TLS-001",

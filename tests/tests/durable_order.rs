@@ -113,7 +113,7 @@ fn send(target: SocketAddr, letters: usize) {
                         return;
                     }
                     let envelope = "MAIL FROM:<scan@corp.example>\r\nRCPT TO:<x@partner.example>\r\nDATA\r\n";
-                    if number % 2 == 0 {
+                    if number.is_multiple_of(2) {
                         wire.send(envelope).unwrap();
                         wire.expect("250 2.1.0").unwrap();
                         wire.expect("250 2.1.5").unwrap();

@@ -18,7 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("smtp", &["mail"]),
     ("connector", &["mail"]),
     ("credential", &["connector", "mail"]),
-    ("state", &["connector", "credential", "mail"]),
+    ("state", &["connector", "credential", "health", "mail"]),
     ("health", &["shutdown"]),
     ("pki", &["state"]),
     ("tls", &["clock", "credential", "pki", "state"]),

@@ -24,8 +24,6 @@ use crate::parse;
 pub(crate) enum ClusterCommand {
     /// Make a new cluster with the node on this machine as its first voter
     Init(InitArgs),
-    /// What concerns the whole cluster: copies of reports, postmaster, the open-relay limit
-    Settings(super::settings::SettingsArgs),
     /// Leader, term, and every member's role, index, lag and digest
     Status(StatusArgs),
     /// Tokens that let a machine join
@@ -127,7 +125,6 @@ pub(crate) async fn run(command: ClusterCommand, console: &Console) -> Result<Ex
         ClusterCommand::Init(args) => init(args, console).await,
         ClusterCommand::Status(args) => status(args, console).await,
         ClusterCommand::JoinToken(JoinTokenCommand::Create(args)) => create_token(args, console).await,
-        ClusterCommand::Settings(args) => super::settings::run(args, console).await,
         ClusterCommand::JoinToken(JoinTokenCommand::List) => list_tokens(console).await,
         ClusterCommand::JoinToken(JoinTokenCommand::Revoke(args)) => revoke_token(args, console).await,
     }

@@ -50,6 +50,7 @@ pub(crate) async fn run(command: Command, console: Console) -> Result<Exit, Fail
         Command::Credential(command) => credential::run(command, &console).await,
         Command::Domain(command) => domain::run(command, &console).await,
         Command::Route(command) => route::run(command, &console).await,
+        Command::Settings(command) => settings::run(command, &console).await,
         Command::Queue(command) => queue::run(command, &console).await,
         Command::Message(command) => message::run(command, &console).await,
         Command::Tls(command) => tls::run(command, &console).await,

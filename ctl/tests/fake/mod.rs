@@ -216,8 +216,6 @@ service!(Admin:
     queue_shape(QueueShapeRequest) -> QueueShapeReply,
     queue_show(QueueShowRequest) -> QueueShowReply,
     queue_bounce(QueueRequest) -> QueueChangeReply,
-    show_settings(ListRequest) -> SettingsReply,
-    put_settings(PutSettingsRequest) -> WriteReply,
     queue_hold(QueueRequest) -> QueueChangeReply,
     queue_release(QueueRequest) -> QueueChangeReply,
     queue_delete(QueueRequest) -> QueueChangeReply,
@@ -227,6 +225,8 @@ service!(Admin:
     rollback(RollbackRequest) -> WriteReply,
     lint_allowlist(LintAllowlistRequest) -> LintAllowlistReply,
     connector_overlaps(ConnectorOverlapsRequest) -> ConnectorOverlapsReply,
+    list_settings(ListRequest) -> ListSettingsReply,
+    set_settings(SetSettingsRequest) -> WriteReply,
 );
 
 service!(Local:

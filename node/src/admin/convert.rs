@@ -13,7 +13,7 @@ use crate::connector::{
     Binding, DomainKind, Principal, ReceiveConnector, RemoteIpRange, Right, SizeMode, effective_rights, parse_words,
 };
 use crate::credential::{Credential, Verifier};
-use crate::state::{AcceptedDomain, AllowlistEntry, RelayGain, StateView, Versioned};
+use crate::state::{AcceptedDomain, AllowlistEntry, RelayGain, SETTING_KEYS, Settings, StateView, Versioned};
 
 /// A field that cannot be parsed.
 pub(super) fn bad(code: &str, field: &str, cause: impl ToString) -> Status {
@@ -344,6 +344,17 @@ fn secret_out(verifier: &Verifier) -> v1::CredentialSecret {
         expires_at: verifier.expires_at_ms.map(rfc3339).unwrap_or_default(),
         scram: verifier.scram.is_some(),
     }
+}
+
+/// Every setting, with its meaning.
+pub(super) fn settings_out(settings: &Settings) -> v1::ListSettingsReply {
+    let all = SETTING_KEYS.iter().map(|key| v1::Setting {
+        key: key.name.to_owned(),
+        value: key.value(settings),
+        default_value: key.default_value(),
+        meaning: key.meaning.to_owned(),
+    });
+    v1::ListSettingsReply { settings: all.collect(), revision: settings.revision }
 }
 
 /// Checks a name that becomes part of a certificate.

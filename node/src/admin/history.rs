@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::problem::{exit, problem, status};
 use crate::clock::rfc3339;
-use crate::state::{ObjectKey, StateView, object_named};
+use crate::state::{ObjectKey, SETTING_KEYS, Settings, StateView, object_named};
 
 /// Audit records of one answer, unless more are asked for.
 const RECORDS_DEFAULT: usize = 100;
@@ -82,21 +82,36 @@ fn difference(key: &ObjectKey, before: Option<String>, after: Option<String>) ->
         (_, None) => "deleted",
         _ => "changed",
     };
-    let (before, after) = (fields(before), fields(after));
+    let (before, after) = (fields(key, before), fields(key, after));
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
     let fields = names.into_iter().filter(|name| before.get(*name) != after.get(*name)).map(|name| v1::FieldDiff {
         field: name.clone(),
         before: shown(name, before.get(name)),
         after: shown(name, after.get(name)),
     });
-    Some(v1::ObjectDiff { object: name_of(key), change: change.to_owned(), fields: fields.collect() })
+    let fields: Vec<_> = fields.collect();
+    // What an older version wrote in other words.
+    if change == "changed" && fields.is_empty() {
+        return None;
+    }
+    Some(v1::ObjectDiff { object: name_of(key), change: change.to_owned(), fields })
 }
 
-fn fields(json: Option<String>) -> BTreeMap<String, Value> {
+fn fields(key: &ObjectKey, json: Option<String>) -> BTreeMap<String, Value> {
+    if *key == ObjectKey::Settings {
+        return json.and_then(|json| serde_json::from_str(&json).ok()).as_ref().map(setting_fields).unwrap_or_default();
+    }
     match json.map(|json| serde_json::from_str(&json)) {
         Some(Ok(Value::Object(fields))) => fields.into_iter().collect(),
         _ => BTreeMap::new(),
     }
+}
+
+/// The settings as they are typed, by their keys, and what has no key beside them.
+fn setting_fields(settings: &Settings) -> BTreeMap<String, Value> {
+    let keys = SETTING_KEYS.iter().map(|key| (key.name.to_owned(), Value::String(key.value(settings))));
+    let authorities = ("client_ca_pem".to_owned(), Value::String(settings.client_ca_pem.clone()));
+    keys.chain([authorities]).collect()
 }
 
 /// A value in words. What is sealed or hashed says nothing to anybody and stays out of sight all the same.
@@ -131,5 +146,28 @@ mod tests {
         assert!(difference(&key, text(before), text(before)).is_none());
         assert_eq!(difference(&key, None, text(before)).unwrap().change, "created");
         assert_eq!(difference(&key, text(before), None).unwrap().change, "deleted");
+    }
+
+    #[test]
+    fn settings_differ_by_their_keys() {
+        let text = |settings: &Settings| Some(serde_json::to_string(settings).unwrap());
+        let mut settings = Settings { client_ca_pem: "pem".to_owned(), ..Settings::default() };
+        for (key, value) in [("postmaster", "admin@corp.example"), ("back_pressure_memory", "4/6/5/3")] {
+            SETTING_KEYS.iter().find(|one| one.name == key).unwrap().set(&mut settings, value).unwrap();
+        }
+        // What an older version kept has fewer fields.
+        let before = Some(r#"{"relay_addresses_max":4096}"#.to_owned());
+        assert!(difference(&ObjectKey::Settings, before.clone(), text(&Settings::default())).is_none());
+        let found = difference(&ObjectKey::Settings, before, text(&settings)).unwrap();
+        let fields: Vec<_> =
+            found.fields.iter().map(|f| (f.field.as_str(), f.before.as_str(), f.after.as_str())).collect();
+        assert_eq!(
+            fields,
+            [
+                ("back_pressure_memory", "72/75/73/71", "4/6/5/3"),
+                ("client_ca_pem", "", "pem"),
+                ("postmaster", "", "admin@corp.example"),
+            ]
+        );
     }
 }

@@ -18,7 +18,6 @@ mod queue_view;
 mod route;
 mod rpc;
 mod service;
-mod settings;
 mod tls;
 
 pub use front_link::{FrontLinkService, PushedReadiness, ReadinessWatch};

@@ -514,6 +514,22 @@ impl Admin for AdminService {
         Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
     }
 
+    async fn list_settings(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListSettingsReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        Ok(Response::new(convert::settings_out(&context.view().state.settings)))
+    }
+
+    async fn set_settings(&self, request: Request<v1::SetSettingsRequest>) -> Result<Response<v1::WriteReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        let v1::SetSettingsRequest { values, options } = request.into_inner();
+        let values = values.into_iter().map(|one| (one.key, one.value)).collect();
+        let change = Change::SetSettings { values };
+        Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
+    }
+
     async fn await_revision(
         &self,
         request: Request<v1::AwaitRevisionRequest>,
@@ -543,19 +559,6 @@ impl Admin for AdminService {
     async fn queue_retry(&self, request: Request<v1::QueueRequest>) -> Result<Response<v1::QueueChangeReply>, Status> {
         let (context, actor) = self.open(&request)?;
         super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Retry).await.map(Response::new)
-    }
-
-    async fn show_settings(&self, request: Request<v1::ListRequest>) -> Result<Response<v1::SettingsReply>, Status> {
-        let (context, _) = self.open(&request)?;
-        Ok(Response::new(super::settings::settings_out(&context.view())))
-    }
-
-    async fn put_settings(&self, request: Request<v1::PutSettingsRequest>) -> Result<Response<v1::WriteReply>, Status> {
-        let (context, actor) = self.open(&request)?;
-        let v1::PutSettingsRequest { settings, options } = request.into_inner();
-        let settings = super::settings::merge((*context.view().state.settings).clone(), &settings.unwrap_or_default())?;
-        let change = Change::PutSettings { settings };
-        Ok(Response::new(Self::write(&context, &actor, options, change, vec![]).await?))
     }
 
     async fn queue_shape(

@@ -5,6 +5,7 @@ mod certificates;
 mod delivery;
 mod front;
 mod node;
+mod pressure;
 
 use std::path::PathBuf;
 

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::Server;
 
+use super::pressure::PressureWatch;
 use super::{AppError, bootstrap, certificates, delivery};
 use crate::admin::{
     AdminService, Context, ContextSlot, FrontLinkService, FrontReports, JoinService, Lifecycle, LocalService,
@@ -23,7 +24,7 @@ use crate::clock::now_ms;
 use crate::config::NodeConfig;
 use crate::counts::{Counts, CountsService};
 use crate::health::{self, AgentState, DiskLimits, DiskProbe, Facts, Readiness, assess};
-use crate::inbound::{Inbound, InboundOptions};
+use crate::inbound::{Admission, Inbound, InboundOptions};
 use crate::mail::Domain;
 use crate::pki::{Identity, IdentityRole};
 use crate::queue::{NodeFacts, QueueDeps, QueueManager, QueueSettings};
@@ -45,9 +46,11 @@ pub(super) struct Node {
     pub(super) scope: Scope,
     pub(super) slot: ContextSlot,
     readiness: watch::Sender<PushedReadiness>,
-    /// What the sockets ask: whether they take connections, and why not.
-    taking: watch::Sender<(bool, String)>,
+    /// What the sockets ask: whether they take connections and letters, and why not.
+    admission: watch::Sender<Admission>,
     disk: DiskProbe,
+    pressure: PressureWatch,
+    publishing: Mutex<()>,
     /// Init and join run one at a time.
     pub(super) lifecycle: tokio::sync::Mutex<()>,
     running: OnceLock<Running>,
@@ -94,8 +97,10 @@ pub async fn run_node(config: NodeConfig, metrics: PrometheusHandle, scope: Scop
             refuses: true,
             ..Default::default()
         }),
-        taking: watch::Sender::new((false, "starting".to_owned())),
+        admission: watch::Sender::new(Admission { refusing: Some("starting".to_owned()), shortage: None }),
         disk: DiskProbe::start(data_dir, disk_limits, &scope),
+        pressure: PressureWatch::default(),
+        publishing: Mutex::new(()),
         lifecycle: tokio::sync::Mutex::new(()),
         running: OnceLock::new(),
         facts: Mutex::default(),
@@ -146,7 +151,8 @@ fn pages(node: &Arc<Node>, metrics: PrometheusHandle) -> Pages {
     Pages {
         metrics,
         readiness: Arc::new(move || {
-            let readiness = ready.assess();
+            // Published, too: what this page says is what devices meet from now on.
+            let readiness = ready.publish_readiness();
             (readiness.is_ready(), readiness.verbose())
         }),
         before_metrics: Arc::new(move || {
@@ -280,12 +286,14 @@ impl Node {
                 fqdn,
                 proxy: self.config.proxy_protocol.clone(),
                 xclient: self.config.xclient.clone(),
-                readiness: self.taking.subscribe(),
+                admission: self.admission.subscribe(),
                 sessions,
                 counts,
             },
         );
         self.announce(&member_scope, &context, &identity);
+        let free_enough_bytes = self.config.health.disk_free_enough_mib << 20;
+        self.pressure.start(dir.join("spool"), free_enough_bytes, context.spool.clone(), &member_scope);
         let cluster = identity.cluster.clone();
         let _ = self.running.set(Running { inbound, member_scope, cluster: cluster.clone() });
         tracing::info!(%cluster, node.id = identity.node_id, address = %advertise, "this node is a member");
@@ -378,6 +386,8 @@ impl Node {
             facts.has_leader = raft.leader.is_some();
             facts.raft_failed = raft.failed;
             facts.certificate = certificates::expired(&view, now_ms());
+            let settings = &view.state.settings.back_pressure;
+            facts.pressure = self.pressure.assess(settings, &context.spool, context.queue.len());
         }
         facts.disk = self.disk.trouble();
         facts.front_key = self.running.get().and_then(|running| running.inbound.unknown_front_key());
@@ -419,22 +429,24 @@ impl Node {
         });
     }
 
-    fn publish_readiness(&self) {
+    fn publish_readiness(&self) -> Readiness {
+        // One at a time, so that an older finding never follows a newer one.
+        let _publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         if self.scope.is_ended() {
             self.facts.lock().unwrap_or_else(PoisonError::into_inner).stopping = true;
         }
         let readiness = self.assess();
-        let refuses = readiness.refuses();
-        let taking = (refuses.is_none(), refuses.unwrap_or_default());
         let now = PushedReadiness {
             ready: readiness.is_ready(),
             reason: readiness.reason().unwrap_or_default(),
-            refuses: !taking.0,
+            refuses: readiness.refuses().is_some(),
             has_leader: readiness.is_well("leader"),
         };
-        self.taking.send_if_modified(|before| {
-            let differs = *before != taking;
-            *before = taking;
+        // Back pressure refuses no connection: a node under pressure serves whoever comes, until it takes no letter.
+        let admission = Admission { refusing: readiness.refuses(), shortage: self.pressure.shortage() };
+        self.admission.send_if_modified(|before| {
+            let differs = *before != admission;
+            *before = admission;
             differs
         });
         self.readiness.send_if_modified(|before| {
@@ -451,6 +463,7 @@ impl Node {
             *before = now;
             true
         });
+        readiness
     }
 
     /// Ends in order, each step with its share of the time: fronts are told, listeners close, sessions end at their

@@ -4,8 +4,10 @@
 
 pub mod agent;
 mod disk;
+mod pressure;
 mod readiness;
 
 pub use agent::AgentState;
 pub use disk::{DiskLimits, DiskProbe};
+pub use pressure::{Level, Pressure, PressureFlip, PressureSettings, Resource, Thresholds, ThresholdsError};
 pub use readiness::{Check, Facts, Readiness, Weight, assess};

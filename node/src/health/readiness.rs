@@ -21,6 +21,8 @@ pub struct Facts {
     pub raft_failed: Option<String>,
     /// What is wrong with the disk, as the probe found it: full, read-only, or a sync that does not return.
     pub disk: Option<String>,
+    /// The resource that is short, in words, at level medium or above.
+    pub pressure: Option<String>,
     /// A certificate that devices are shown has expired.
     pub certificate: Option<String>,
     /// A front signs with a key that this node does not know: it lags behind the cluster.
@@ -118,8 +120,9 @@ pub fn assess(facts: &Facts) -> Readiness {
             check("connector", !facts.has_connector, "no connector is enabled", Refuses),
             // A node that cannot follow any more would go on with rights that were revoked.
             found("raft", &facts.raft_failed, Refuses),
-            // These three leave it able to serve: fronts put it last, and it takes what comes when all are like it.
+            // These four leave it able to serve: fronts put it last, and it takes what comes when all are like it.
             found("disk", &facts.disk, Unready),
+            found("pressure", &facts.pressure, Unready),
             found("certificate", &facts.certificate, Unready),
             found("front-key", &facts.front_key, Unready),
             check("leader", !facts.has_leader, "no leader is known: changes wait, mail goes on", Shown),
@@ -153,6 +156,7 @@ mod tests {
         let ill = |disk: &str| Some(disk.to_owned());
         for facts in [
             Facts { disk: ill("full"), ..well() },
+            Facts { pressure: ill("disk_space 91% is medium"), ..well() },
             Facts { certificate: ill("expired"), ..well() },
             Facts { front_key: ill("unknown"), ..well() },
         ] {
@@ -161,6 +165,14 @@ mod tests {
         }
         assert!(assess(&Facts { draining: true, ..well() }).refuses().is_some());
         assert!(assess(&Facts { spool_failing: ill("i/o error"), ..well() }).refuses().is_some());
+    }
+
+    #[test]
+    fn pressure_is_named_after_whatever_refuses() {
+        let facts = Facts { pressure: Some("disk_space 91% is medium".to_owned()), ..well() };
+        assert_eq!(assess(&facts).reason().as_deref(), Some("pressure: disk_space 91% is medium"));
+        let readiness = assess(&Facts { draining: true, ..facts });
+        assert!(readiness.reason().is_some_and(|reason| reason.starts_with("drain: ")));
     }
 
     #[test]

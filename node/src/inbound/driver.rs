@@ -485,6 +485,17 @@ impl Driver<'_> {
             // What this connection was opened for is not what it would get now.
             return (closing(), Rights::default());
         };
+        if let Some(shortage) = self.shared.shortage() {
+            counter!(REJECTIONS, "connector" => connector.name.clone(), "code" => "452").increment(1);
+            tracing::warn!(
+                session.id = %self.session_id,
+                source.addr = %self.source,
+                connector = %connector.name,
+                resource = %shortage,
+                "letter refused: back pressure"
+            );
+            return (Verdict::Deny(reply::insufficient_system_resources()), Rights::default());
+        }
         let decision = policy::mail(&view, &standing, &connector, expired, reverse_path);
         let rights = policy::rights(&view, &standing, &connector, expired);
         if decision.is_permitted()

@@ -64,12 +64,21 @@ pub struct InboundOptions {
     pub proxy: ProxyProtocolSection,
     /// Proxies that speak SMTP themselves.
     pub xclient: XclientSection,
-    /// Whether this node takes new connections, and why not.
-    pub readiness: watch::Receiver<(bool, String)>,
+    /// Whether this node takes new connections and letters, and why not.
+    pub admission: watch::Receiver<Admission>,
     /// How many sessions are open, for whoever asks.
     pub sessions: Arc<AtomicU64>,
     /// Sessions and letters of the whole cluster, for the limits.
     pub counts: Counts,
+}
+
+/// What keeps this node from taking what comes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// Why new connections are closed.
+    pub refusing: Option<String>,
+    /// The resource that is short: letters are refused with `452 4.3.1`.
+    pub shortage: Option<String>,
 }
 
 /// What all connections share.
@@ -92,8 +101,12 @@ impl Shared {
 
     /// Why no new connection is taken, if so.
     fn refusing(&self) -> Option<String> {
-        let readiness = self.options.readiness.borrow();
-        (!readiness.0).then(|| readiness.1.clone())
+        self.options.admission.borrow().refusing.clone()
+    }
+
+    /// Which resource is too short for another letter, if one is.
+    fn shortage(&self) -> Option<String> {
+        self.options.admission.borrow().shortage.clone()
     }
 }
 

@@ -41,6 +41,8 @@ pub(super) enum Change {
     Crashed { id: MessageId, at_ms: i64, done: Answer<bool> },
     /// A letter was found damaged.
     Quarantine { id: MessageId, at_ms: i64, reason: String, done: Answer<()> },
+    /// Nothing but a synced write, to see how long one takes.
+    Probe { done: Answer<()> },
     /// No more changes will come.
     Close { done: Answer<()> },
 }
@@ -222,6 +224,7 @@ impl Change {
             | Self::Hold { .. }
             | Self::Crashed { .. }
             | Self::Quarantine { .. }
+            | Self::Probe { .. }
             | Self::Close { .. } => 0,
         }
     }

@@ -322,6 +322,20 @@ impl Spool {
         self.change(|done| Change::Quarantine { id, at_ms, reason, done }).await
     }
 
+    /// Milliseconds that the synced write under way has taken so far or, when none is, that the newest one took.
+    #[must_use]
+    pub fn commit_latency_ms(&self) -> u64 {
+        self.store.commit_latency_ms()
+    }
+
+    /// Makes one synced write that changes nothing, so that [`Spool::commit_latency_ms`] is fresh.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn probe(&self) -> Result<(), SpoolError> {
+        self.change(|done| Change::Probe { done }).await
+    }
+
     /// Lists the letters that were set aside.
     ///
     /// # Errors

@@ -14,6 +14,8 @@ use super::{Arrival, MessageId, Record, SpoolError};
 const LAST_EVENTS: usize = 20;
 /// Exchange's PoisonThreshold: a letter that was there at so many crashes waits for a person.
 const CRASHES_MAX: u32 = 2;
+/// The key that a probe writes, in the family that holds nothing else.
+const PROBE: &[u8] = b"probe";
 /// From here on one range is removed instead of many keys.
 const CHUNKS_REMOVED_SINGLY: u32 = 16;
 
@@ -77,6 +79,11 @@ impl<'a> Round<'a> {
                 Ok(()) => self.answers.push(Pending::Done(done)),
                 Err(error) => drop(done.send(Err(error))),
             },
+            Change::Probe { done } => {
+                self.batch.put(PROBE, []);
+                self.sync = true;
+                self.answers.push(Pending::Done(done));
+            }
             Change::Close { done } => drop(done.send(Ok(()))),
         }
     }

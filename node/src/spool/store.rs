@@ -54,6 +54,7 @@ pub(super) struct Store {
     pub(super) db: Db,
     pub(super) node_id: u64,
     pub(super) node_name: String,
+    opened: tokio::time::Instant,
     failing: OnceLock<String>,
     /// Letters that are durable and that the queue has not fetched.
     arrivals: Mutex<Vec<Arrival>>,
@@ -75,6 +76,10 @@ pub(super) struct Counters {
     pub(super) traced: AtomicU64,
     /// Bytes removed since the last compaction.
     pub(super) drained: AtomicU64,
+    /// When the synced write under way began, in milliseconds since the store was opened and one more; 0: none is.
+    pub(super) sync_began_ms: AtomicU64,
+    /// Milliseconds that the newest synced write took.
+    pub(super) sync_took_ms: AtomicU64,
 }
 
 impl Store {
@@ -99,6 +104,7 @@ impl Store {
             db,
             node_id,
             node_name: node_name.to_owned(),
+            opened: tokio::time::Instant::now(),
             failing: OnceLock::new(),
             arrivals: Mutex::new(Vec::new()),
             arrived: Notify::new(),
@@ -122,11 +128,29 @@ impl Store {
         self.check_writes()?;
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        self.db.write_opt(batch, &options).map_err(|error| self.fail(error.as_ref()))?;
+        let began = self.since_opened_ms();
         if sync {
+            self.counters.sync_began_ms.store(began + 1, Ordering::Relaxed);
+        }
+        let written = self.db.write_opt(batch, &options);
+        if sync {
+            self.counters.sync_took_ms.store(self.since_opened_ms().saturating_sub(began), Ordering::Relaxed);
+            self.counters.sync_began_ms.store(0, Ordering::Relaxed);
             self.counters.syncs.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(())
+        written.map_err(|error| self.fail(error.as_ref()))
+    }
+
+    fn since_opened_ms(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+
+    /// Milliseconds that the synced write under way has taken so far or, when none is, that the newest one took.
+    pub(super) fn commit_latency_ms(&self) -> u64 {
+        match self.counters.sync_began_ms.load(Ordering::Relaxed) {
+            0 => self.counters.sync_took_ms.load(Ordering::Relaxed),
+            began => self.since_opened_ms().saturating_sub(began - 1),
+        }
     }
 
     /// Whether anything may still be written.

@@ -10,6 +10,7 @@ use super::connectors::{
 use super::fronts;
 use super::history;
 use super::refusals::{denied, exists, invalid, not_found, revision_moved, token_refused, uninitialised};
+use super::settings;
 use super::{
     AUDIT_RECORDS_MAX, AcceptedDomain, AuditRecord, CertificateName, Change, ClusterState, Command, FrontMember,
     JoinRole, Member, MemberRole, MemberState, NewCluster, ObjectKey, Objects, Outcome, Refusal, RelayGain, Versioned,
@@ -124,14 +125,7 @@ impl Change {
                 Ok(one(ObjectKey::Certificate(name.clone()), format!("stored certificate {name}")))
             }
             Self::DeleteCertificate { name } => delete_certificate(state, command, name),
-            Self::PutClientAuthorities { pem } => {
-                if state.settings.client_ca_pem == *pem {
-                    return Ok(Done::default());
-                }
-                Arc::make_mut(&mut state.settings).client_ca_pem.clone_from(pem);
-                let verb = if pem.is_empty() { "cleared" } else { "replaced" };
-                Ok(one(ObjectKey::Settings, format!("{verb} the authorities of client certificates")))
-            }
+            Self::PutClientAuthorities { pem } => settings::put_client_authorities(state, command, revision, pem),
             Self::CreateJoinToken { token } => {
                 // Spent and expired tokens are cleared away here, so that the list stays short.
                 let tokens = Arc::make_mut(&mut state.join_tokens);
@@ -188,10 +182,7 @@ impl Change {
                 delete(&mut state.fronts, command, name, "front", "PH-FRONT-001", "front list")?;
                 Ok(one(ObjectKey::Front(name.clone()), format!("removed front {name}")))
             }
-            Self::PutSettings { settings } => {
-                state.settings = Arc::new(settings.clone());
-                Ok(one(ObjectKey::Settings, "changed the settings".to_owned()))
-            }
+            Self::SetSettings { values } => settings::set(state, command, revision, values),
         }
     }
 }

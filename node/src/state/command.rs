@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::objects::{
     AcceptedDomain, AllowlistEntry, Certificate, ClusterFacts, FrontSigningKey, JoinToken, Member, MemberService,
-    MemberState, Settings,
+    MemberState,
 };
 use crate::connector::{ReceiveConnector, RemoteIpRange, SendConnector};
 use crate::credential::Credential;
@@ -255,10 +255,10 @@ pub enum Change {
         /// Which.
         name: String,
     },
-    /// Replaces the settings.
-    PutSettings {
-        /// All of them.
-        settings: Settings,
+    /// Changes settings, all or none.
+    SetSettings {
+        /// Key and value as they are typed; without a value the default comes back.
+        values: Vec<(String, Option<String>)>,
     },
 }
 

@@ -1,7 +1,7 @@
 //! Who gains relay, what can be taken back, and how many ranges there may be.
 #![allow(clippy::unwrap_used)]
 
-use super::tests::{apply_all, command, init, put, refusal, relay, run, through_a_snapshot};
+use super::tests::{apply_all, command, init, put, refusal, relay, run, set, through_a_snapshot};
 use super::*;
 use crate::connector::{ConnectorTable, RemoteIpRange};
 
@@ -168,6 +168,27 @@ fn a_rollback_brings_back_what_was_and_nothing_else() {
     assert_eq!(refusal(run(&mut state, 13, roll_back(3, Some("connector/none")))).code, "PH-HIST-002");
     let outcome = run(&mut state, 13, roll_back(12, None));
     assert!(matches!(outcome, Outcome::Applied { changed: false, .. }), "{outcome:?}");
+}
+
+#[test]
+fn a_rollback_of_settings_keeps_the_authorities_of_certificates() {
+    let mut state = begun();
+    let authorities = |pem: &str| Change::PutClientAuthorities { pem: pem.to_owned() };
+    let memory = |value| set(&[("postmaster", Some("a@corp.example")), ("back_pressure_memory", value)]);
+    apply_all(&mut state, &[authorities("old"), memory(Some("4/6/5/3")), authorities("new")], 2);
+    assert_eq!(state.settings.revision, 4);
+    apply_all(&mut state, &[roll_back(2, Some("settings"))], 5);
+    let expected = Settings { revision: 5, client_ca_pem: "new".to_owned(), ..Settings::default() };
+    assert_eq!(*state.settings, expected);
+    assert_eq!(through_a_snapshot(&state).digest, state.digest);
+    // Where nothing but the authorities differs, nothing is done.
+    let outcome = run(&mut state, 6, roll_back(1, Some("settings")));
+    assert!(matches!(outcome, Outcome::Applied { changed: false, .. }), "{outcome:?}");
+    assert_eq!(*state.settings, expected);
+    // And the rollback can be taken back.
+    apply_all(&mut state, &[roll_back(4, None)], 6);
+    assert_eq!(state.settings.postmaster.as_ref().map(ToString::to_string).as_deref(), Some("a@corp.example"));
+    assert_eq!((state.settings.revision, state.settings.client_ca_pem.as_str()), (6, "new"));
 }
 
 #[test]

@@ -155,6 +155,10 @@ pub(super) fn roll_back(
         state.restore_json(key, value.as_deref(), revision).map_err(|error| {
             invalid("PH-HIST-001", format!("revision {to} cannot be restored"), error, "choose a newer revision")
         })?;
+        // What only the client authorities of the settings tell apart stays as it is.
+        if state.object_json(key) == before.object_json(key) {
+            continue;
+        }
         touched.push(key.clone());
         if let ObjectKey::Connector(name) | ObjectKey::AllowlistEntry(name, _) = key {
             connectors.insert(name);

@@ -15,6 +15,7 @@ mod history;
 pub mod lint;
 mod objects;
 mod refusals;
+mod settings;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -35,9 +36,9 @@ pub use history::{
 };
 pub use objects::{
     AcceptedDomain, AllowlistEntry, AuditRecord, Certificate, ClusterFacts, FrontMember, FrontSigningKey, JoinRole,
-    JoinToken, MEMBER_WEIGHT_DEFAULT, Member, MemberRole, MemberService, MemberState, RELAY_ADDRESSES_MAX_DEFAULT,
-    SealedSecret, Settings, Versioned,
+    JoinToken, MEMBER_WEIGHT_DEFAULT, Member, MemberRole, MemberService, MemberState, SealedSecret, Versioned,
 };
+pub use settings::{RELAY_ADDRESSES_MAX_DEFAULT, SETTING_KEYS, SettingKey, Settings};
 pub use snapshot::{ObjectKey, SnapshotError, StateDigest};
 pub use view::StateView;
 

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::connector::{DomainKind, RemoteIpRange};
-use crate::mail::Mailbox;
 
 /// An object together with the revision of its last change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,37 +37,6 @@ pub struct ClusterFacts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SealedSecret(pub String);
-
-/// Cluster-wide settings.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Settings {
-    /// How many addresses one connector may let relay anywhere without an explicit override: the open-relay guard.
-    pub relay_addresses_max: u64,
-    /// Who gets a copy of every report of failure: devices send as addresses that nobody reads.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub dsn_copy_to: Vec<Mailbox>,
-    /// Who reads what is sent to `postmaster` (RFC 5321 §4.5.1); absent: such letters wait until there is somebody.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub postmaster: Option<Mailbox>,
-    /// The authorities whose client certificates name devices, PEM; empty: none.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub client_ca_pem: String,
-}
-
-/// A site's printers fit in a handful of /24 networks; a /16 is a mistake more often than a wish.
-pub const RELAY_ADDRESSES_MAX_DEFAULT: u64 = 4096;
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            relay_addresses_max: RELAY_ADDRESSES_MAX_DEFAULT,
-            dsn_copy_to: Vec::new(),
-            postmaster: None,
-            client_ca_pem: String::new(),
-        }
-    }
-}
 
 /// One range of a receive connector, with who wanted it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

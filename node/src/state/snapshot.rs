@@ -222,7 +222,7 @@ impl ClusterState {
             serde_json::to_string(value).expect("objects have string keys only")
         }
         match key {
-            ObjectKey::Settings => Some(text(&*self.settings)),
+            ObjectKey::Settings => Some(text(&Settings { revision: 0, ..Settings::clone(&self.settings) })),
             ObjectKey::Connector(name) => self.connectors.get(name).map(|found| text(&found.value)),
             ObjectKey::AllowlistEntry(name, range) => {
                 self.allowlist.get(name).and_then(|entries| entries.get(range)).map(|found| text(&found.value))
@@ -269,7 +269,8 @@ impl ClusterState {
         }
         match (key, json) {
             (ObjectKey::Settings, Some(json)) => {
-                self.settings = Arc::new(read::<Settings>(key, json, revision)?.value);
+                let then = read::<Settings>(key, json, revision)?.value;
+                self.settings = Arc::new(self.settings.rolled_back_to(then, revision));
             }
             (ObjectKey::Connector(name), json) => set(&mut self.connectors, (key, name), json, revision)?,
             (ObjectKey::Domain(name), json) => set(&mut self.domains, (key, name), json, revision)?,

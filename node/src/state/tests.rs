@@ -73,6 +73,11 @@ pub(super) fn relay(name: &str, ranges: &[&str]) -> Change {
     Change::PutConnector { create, connector, ranges }
 }
 
+pub(super) fn set(values: &[(&str, Option<&str>)]) -> Change {
+    let values = values.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned))).collect();
+    Change::SetSettings { values }
+}
+
 pub(super) fn run(state: &mut ClusterState, revision: u64, change: Change) -> Outcome {
     apply(state, &command(change), revision).outcome
 }
@@ -112,6 +117,7 @@ fn log() -> Vec<Change> {
         put("a", false, &["10.0.0.0/24"]),
         Change::SetMemberState { name: "n2".to_owned(), state: MemberState::Draining, force: false },
         Change::DeleteConnector { name: "b".to_owned() },
+        set(&[("relay_addresses_max", Some("7")), ("dsn_copy_to", Some("a@corp.example,b@corp.example"))]),
     ]
 }
 
@@ -336,4 +342,29 @@ fn a_certificate_is_deleted_only_when_no_connector_needs_it() {
     assert!(matches!(run(&mut state, 9, authorities()), Outcome::Applied { changed: true, .. }));
     assert!(matches!(run(&mut state, 10, authorities()), Outcome::Applied { changed: false, .. }));
     assert_eq!(state.settings.relay_addresses_max, RELAY_ADDRESSES_MAX_DEFAULT);
+    assert_eq!(state.settings.revision, 9);
+}
+
+#[test]
+fn settings_are_set_by_name_all_or_none() {
+    let mut state = ClusterState::default();
+    run(&mut state, 1, init());
+    assert!(matches!(run(&mut state, 2, set(&[("postmaster", None)])), Outcome::Applied { changed: false, .. }));
+    let before = state.clone();
+    let first = ("relay_addresses_max", Some("9"));
+    assert_eq!(refusal(run(&mut state, 2, set(&[first, ("postmastr", Some("a@b.example"))]))).code, "PH-SET-001");
+    assert_eq!(refusal(run(&mut state, 2, set(&[first, ("postmaster", Some("nonsense"))]))).code, "PH-SET-002");
+    assert_eq!(state, before);
+    apply_all(&mut state, &[set(&[first, ("postmaster", Some("a@b.example"))])], 2);
+    assert_eq!((state.settings.revision, state.settings.relay_addresses_max), (2, 9));
+    assert_eq!(state.audit[&2].what, "set relay_addresses_max = 9, postmaster = a@b.example");
+    let mut stale = command(set(&[("postmaster", Some(""))]));
+    stale.if_revision = Some(1);
+    assert_eq!(refusal(apply(&mut state, &stale, 3).outcome).code, "PH-REV-001");
+    stale.if_revision = Some(2);
+    assert!(matches!(apply(&mut state, &stale, 3).outcome, Outcome::Applied { changed: true, .. }));
+    assert_eq!(state.audit[&3].what, "set postmaster to nothing");
+    apply_all(&mut state, &[set(&[("relay_addresses_max", None)])], 4);
+    assert_eq!(*state.settings, Settings { revision: 4, ..Settings::default() });
+    assert_eq!(through_a_snapshot(&state).digest, state.digest);
 }
