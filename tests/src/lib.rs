@@ -16,7 +16,7 @@ pub mod tls_dialog;
 pub mod wait;
 pub mod wire;
 
-pub use cluster::{Ctl, Proc, TestCluster, binary, repository};
+pub use cluster::{Ctl, Proc, TestCluster, binary, free_port, repository};
 pub use device::{Device, Outcome};
 pub use filed::Filed;
 pub use http::http_get;
