@@ -1,15 +1,16 @@
 //! Three nodes, a front and a sink, as processes of the binaries under test.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::netns::{in_namespace, inside};
 use crate::wait::until;
 
 /// How long a part may take to start on a busy machine.
@@ -72,9 +73,14 @@ pub struct Proc {
 
 impl Proc {
     pub fn start(name: &str, dir: &Path, program: &Path, args: &[String]) -> Self {
+        Self::start_in(None, name, dir, program, args)
+    }
+
+    /// The same, in a network namespace.
+    pub fn start_in(netns: Option<&str>, name: &str, dir: &Path, program: &Path, args: &[String]) -> Self {
         let log = dir.join(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log).unwrap();
-        let child = Command::new(program)
+        let child = in_namespace(netns, program)
             .args(args)
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null())
@@ -130,15 +136,22 @@ impl Drop for Proc {
 #[derive(Clone)]
 pub struct Ctl {
     base: Vec<String>,
+    netns: Option<String>,
 }
 
 impl Ctl {
     pub fn new(base: &[&str]) -> Self {
-        Self { base: base.iter().map(|&word| word.to_owned()).collect() }
+        Self { base: base.iter().map(|&word| word.to_owned()).collect(), netns: None }
+    }
+
+    /// The same, run in a network namespace.
+    #[must_use]
+    pub fn within(self, netns: Option<String>) -> Self {
+        Self { netns, ..self }
     }
 
     pub fn run(&self, args: &[&str]) -> Output {
-        Command::new(binary("posthousectl"))
+        in_namespace(self.netns.as_deref(), &binary("posthousectl"))
             .args(&self.base)
             .args(args)
             .env_remove("POSTHOUSECTL_CONFIG_DIR")
@@ -188,6 +201,45 @@ pub struct NodeAddresses {
     pub smtp: SocketAddr,
     pub submission: SocketAddr,
     pub submissions: SocketAddr,
+    /// The network namespace it runs in, when it is not the test's own.
+    pub netns: Option<String>,
+}
+
+/// Where one process of a cluster runs.
+#[derive(Clone)]
+pub struct Place {
+    /// Its address; also the one that a front dials nodes from.
+    pub address: IpAddr,
+    /// Its network namespace, when it is not the test's own.
+    pub netns: Option<String>,
+}
+
+/// The scene of a cluster: who runs where, and what else stands in the files of nodes.
+pub struct Stage<'a> {
+    /// Asked for `sink`, `n1`, `n2`, `n3` and `front`, with the directory that each has to itself, before it is used.
+    pub place: &'a dyn Fn(&str, &Path) -> Place,
+    /// Where the front listens, and where devices find it.
+    pub listen: IpAddr,
+    pub target: IpAddr,
+    /// The addresses of devices that may relay.
+    pub devices: &'a str,
+    /// More lines for every node file, and for the front's.
+    pub node_lines: &'a str,
+    pub front_lines: &'a str,
+}
+
+/// Everything on loopback.
+fn on_loopback(name: &str, _: &Path) -> Place {
+    let last = if name == "front" { 2 } else { 1 };
+    Place { address: IpAddr::from([127, 0, 0, last]), netns: None }
+}
+
+impl Stage<'_> {
+    pub fn loopback() -> Self {
+        let (listen, target) = (Ipv4Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into());
+        let (devices, node_lines, front_lines) = ("127.0.31.0/24", "", "");
+        Self { place: &on_loopback, listen, target, devices, node_lines, front_lines }
+    }
 }
 
 /// Three nodes, a front and a sink.
@@ -204,6 +256,11 @@ pub struct TestCluster {
     pub ctl: Ctl,
     pub user: String,
     pub password: String,
+    /// Where the sink and the devices are.
+    pub netns: Option<String>,
+    /// Where the front is.
+    pub front_netns: Option<String>,
+    devices: String,
     /// The last field: it is dropped last, and a process that ends in a failed test shows its log first.
     pub dir: TempDir,
 }
@@ -221,31 +278,32 @@ impl TestCluster {
 
     /// The same, with more lines in every node file.
     pub fn start_with(extra: &str) -> Self {
+        Self::start_on(&Stage { node_lines: extra, ..Stage::loopback() })
+    }
+
+    /// The same, elsewhere.
+    pub fn start_on(stage: &Stage<'_>) -> Self {
         let dir = tempfile::Builder::new().prefix("posthouse-test-").tempdir().unwrap();
         let root = dir.path().to_owned();
-        let posthouse = binary("posthouse");
-        let sink_addr = local(free_port());
+        let place = |name: &str| {
+            let own = root.join(name);
+            std::fs::create_dir_all(&own).unwrap();
+            (stage.place)(name, &own)
+        };
+        let at_sink = place("sink");
+        let sink_addr = SocketAddr::new(at_sink.address, free_port());
         let maildir = root.join("maildir");
         let sink_args = ["sink", "--listen", &sink_addr.to_string(), "--maildir", maildir.to_str().unwrap()];
-        let sink = Proc::start("sink", &root, &posthouse, &sink_args.map(str::to_owned));
-        let nodes: Vec<NodeAddresses> = ["n1", "n2", "n3"].map(|name| node_files(&root, name, extra)).into();
+        let netns = at_sink.netns.as_deref();
+        let sink = Proc::start_in(netns, "sink", &root, &binary("posthouse"), &sink_args.map(str::to_owned));
+        let nodes: Vec<_> =
+            ["n1", "n2", "n3"].map(|name| node_files(&root, name, place(name), stage.node_lines)).into();
         let procs = nodes.iter().map(|node| Some(start_node(&root, node))).collect();
-        let (smtp, submission, submissions) = (local(free_port()), local(free_port()), local(free_port()));
+        let at_front = place("front");
+        let ports = [free_port(), free_port(), free_port()];
         let front_http = local(free_port());
-        let front_dir = root.join("front");
-        std::fs::create_dir_all(&front_dir).unwrap();
-        std::fs::write(
-            front_dir.join("front.toml"),
-            format!(
-                "[front]\nname = \"front1\"\ndata_dir = \"{d}/data\"\nsocket = \"{d}/front.sock\"\n\
-                 dial_from = \"127.0.0.2\"\nhttp = \"{front_http}\"\n\
-                 [[listen]]\naddress = \"{smtp}\"\nservice_port = 25\n\
-                 [[listen]]\naddress = \"{submission}\"\nservice_port = 587\n\
-                 [[listen]]\naddress = \"{submissions}\"\nservice_port = 465\nimplicit_tls = true\n",
-                d = front_dir.display()
-            ),
-        )
-        .unwrap();
+        front_files(&root, "front", "front1", &at_front, stage, ports, front_http);
+        let [smtp, submission, submissions] = ports.map(|port| SocketAddr::new(stage.target, port));
         let ctl_dir = root.join("ctl");
         let ctl = Ctl::new(&["--config-dir", ctl_dir.to_str().unwrap(), "--context", "test"]);
         let mut cluster = Self {
@@ -259,13 +317,32 @@ impl TestCluster {
             submissions,
             front_http,
             sink_addr,
-            ctl,
+            ctl: ctl.within(at_sink.netns.clone()),
             user: "scanner@corp.example".to_owned(),
             password: String::new(),
+            netns: at_sink.netns,
+            front_netns: at_front.netns,
+            devices: stage.devices.to_owned(),
         };
         cluster.start_front();
         cluster.init();
         cluster
+    }
+
+    /// Runs `what` where the devices are.
+    pub fn at_devices<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
+        inside(self.netns.as_deref(), what)
+    }
+
+    /// A page of a node.
+    pub fn node_page(&self, index: usize, path: &str) -> (u16, String) {
+        let node = &self.nodes[index];
+        inside(node.netns.as_deref(), || crate::http_get(node.http, path))
+    }
+
+    /// A page of the front.
+    pub fn front_page(&self, path: &str) -> (u16, String) {
+        inside(self.front_netns.as_deref(), || crate::http_get(self.front_http, path))
     }
 
     pub fn path(&self) -> &Path {
@@ -275,13 +352,15 @@ impl TestCluster {
     pub fn start_front(&mut self) {
         let config = self.path().join("front/front.toml");
         let args = ["front".to_owned(), "--config".to_owned(), config.display().to_string()];
-        self.front = Some(Proc::start("front", self.path(), &binary("posthouse"), &args));
+        let netns = self.front_netns.clone();
+        self.front = Some(Proc::start_in(netns.as_deref(), "front", self.path(), &binary("posthouse"), &args));
     }
 
     /// posthousectl on a local socket.
     pub fn local_ctl(&self, socket: &str) -> Ctl {
         let (config, socket) = (self.path().join("ctl"), self.path().join(socket));
-        Ctl::new(&["--config-dir", config.to_str().unwrap(), "--socket", socket.to_str().unwrap()])
+        let ctl = Ctl::new(&["--config-dir", config.to_str().unwrap(), "--socket", socket.to_str().unwrap()]);
+        ctl.within(self.netns.clone())
     }
 
     fn init(&mut self) {
@@ -306,7 +385,7 @@ impl TestCluster {
         let token = self.token("front");
         self.local_ctl("front/front.sock").ok(&["front", "add", "--token", &token]);
         self.ctl.ok(&["domain", "add", "corp.example"]);
-        self.ctl.ok(&["connector", "create", "printers", "--template", "anonymous-relay", "--from", "127.0.31.0/24"]);
+        self.ctl.ok(&["connector", "create", "printers", "--template", "anonymous-relay", "--from", &self.devices]);
         self.ctl.ok(&["route", "add", "*", "--to", &self.sink_addr.to_string()]);
         let made = self.ctl.json(&["credential", "create", &self.user.clone(), "--own-domain", "--generate"]);
         self.password = made["password"].as_str().expect("the generated password is shown once").to_owned();
@@ -322,11 +401,13 @@ impl TestCluster {
     pub fn wait_for_front(&self) {
         until(START, "the front gives a banner", || {
             use std::io::Read;
-            let mut stream = TcpStream::connect(self.smtp).ok()?;
-            stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-            let mut code = [0; 3];
-            stream.read_exact(&mut code).ok()?;
-            (&code == b"220").then_some(())
+            self.at_devices(|| {
+                let mut stream = TcpStream::connect_timeout(&self.smtp, Duration::from_secs(5)).ok()?;
+                stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+                let mut code = [0; 3];
+                stream.read_exact(&mut code).ok()?;
+                (&code == b"220").then_some(())
+            })
         });
     }
 
@@ -378,17 +459,18 @@ impl TestCluster {
     }
 }
 
-fn node_files(root: &Path, name: &str, extra: &str) -> NodeAddresses {
+fn node_files(root: &Path, name: &str, place: Place, extra: &str) -> NodeAddresses {
     let dir = root.join(name);
-    std::fs::create_dir_all(&dir).unwrap();
+    let at = |port: u16| SocketAddr::new(place.address, port);
     let node = NodeAddresses {
         name: name.to_owned(),
         dir: dir.clone(),
-        rpc: local(free_port()),
-        http: local(free_port()),
-        smtp: local(free_port()),
-        submission: local(free_port()),
-        submissions: local(free_port()),
+        rpc: at(free_port()),
+        http: at(free_port()),
+        smtp: at(free_port()),
+        submission: at(free_port()),
+        submissions: at(free_port()),
+        netns: place.netns,
     };
     let text = format!(
         "[node]\nname = \"{name}\"\ndata_dir = \"{d}/data\"\nfqdn = \"{name}.posthouse.example\"\n\
@@ -406,8 +488,34 @@ fn node_files(root: &Path, name: &str, extra: &str) -> NodeAddresses {
     node
 }
 
+/// Writes `DIR/front.toml` for one more front: services 25, 587 and 465 on these ports.
+pub fn front_files(
+    root: &Path,
+    dir: &str,
+    name: &str,
+    place: &Place,
+    stage: &Stage<'_>,
+    ports: [u16; 3],
+    http: SocketAddr,
+) {
+    let dir = root.join(dir);
+    std::fs::create_dir_all(&dir).unwrap();
+    let [smtp, submission, submissions] = ports.map(|port| SocketAddr::new(stage.listen, port));
+    let text = format!(
+        "[front]\nname = \"{name}\"\ndata_dir = \"{d}/data\"\nsocket = \"{d}/front.sock\"\n\
+         dial_from = \"{from}\"\nhttp = \"{http}\"\n\
+         [[listen]]\naddress = \"{smtp}\"\nservice_port = 25\n\
+         [[listen]]\naddress = \"{submission}\"\nservice_port = 587\n\
+         [[listen]]\naddress = \"{submissions}\"\nservice_port = 465\nimplicit_tls = true\n{lines}\n",
+        d = dir.display(),
+        from = place.address,
+        lines = stage.front_lines,
+    );
+    std::fs::write(dir.join("front.toml"), text).unwrap();
+}
+
 fn start_node(root: &Path, node: &NodeAddresses) -> Proc {
     let config = node.dir.join("node.toml");
     let args = ["node".to_owned(), "--config".to_owned(), config.display().to_string()];
-    Proc::start(&node.name, root, &binary("posthouse"), &args)
+    Proc::start_in(node.netns.as_deref(), &node.name, root, &binary("posthouse"), &args)
 }

@@ -12,6 +12,7 @@ pub mod forwarder;
 pub mod http;
 pub mod kernel;
 pub mod ledger;
+pub mod netns;
 pub mod tls_dialog;
 pub mod wait;
 pub mod wire;

@@ -1,0 +1,323 @@
+//! One address, two fronts, and keepalived between them with the configuration that posthousectl wrote, unmodified.
+//! Whatever happens to the front that has the address, the address answers again. Every gap is measured and printed.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use posthouse_tests::cluster::{Place, Stage, front_files};
+use posthouse_tests::netns::{INTERFACE, Lab, in_namespace};
+use posthouse_tests::{Device, Outcome, Proc, TestCluster, binary, http_get, until};
+use rustix::process::{Pid, Signal, kill_process};
+
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 98, 25, 25);
+const FRONTS: [(&str, Ipv4Addr); 2] =
+    [("front1", Ipv4Addr::new(10, 98, 25, 21)), ("front2", Ipv4Addr::new(10, 98, 25, 22))];
+const WORLD: Ipv4Addr = Ipv4Addr::new(10, 98, 25, 1);
+const DEVICE: Ipv4Addr = Ipv4Addr::new(10, 98, 31, 7);
+
+/// The address answers again after what keepalived itself sees.
+const SEEN: Duration = Duration::from_secs(1);
+/// The same after what only a script sees.
+const SEEN_BY_SCRIPT: Duration = Duration::from_millis(2_500);
+
+/// One front's machine.
+struct Machine {
+    front: Option<Proc>,
+    keepalived: Option<Proc>,
+    http: SocketAddr,
+    front_file: PathBuf,
+    configuration: PathBuf,
+    unit: String,
+}
+
+/// Two of them, the nodes behind and the devices before them.
+struct Pair {
+    machines: Vec<Machine>,
+    cluster: TestCluster,
+    target: SocketAddr,
+    /// Last: the namespaces go when nobody runs in them any more.
+    lab: Lab,
+}
+
+impl Pair {
+    fn start() -> Self {
+        let mut lab = Lab::new();
+        for (index, name) in ["n1", "n2", "n3"].into_iter().enumerate() {
+            lab.host(name, &[node_address(index)]);
+        }
+        for (name, address) in FRONTS {
+            lab.host(name, &[address]);
+        }
+        lab.host("world", &[WORLD, DEVICE]);
+        let place = |name: &str, _: &Path| {
+            let (host, address) = match name {
+                "sink" => ("world", WORLD),
+                "front" => FRONTS[0],
+                node => (node, node_address(usize::from(node.as_bytes()[1] - b'1'))),
+            };
+            Place { address: address.into(), netns: Some(lab.netns(host)) }
+        };
+        // Devices find the first front under its own address until keepalived runs.
+        let stage = Stage {
+            place: &place,
+            listen: Ipv4Addr::UNSPECIFIED.into(),
+            target: FRONTS[0].1.into(),
+            devices: "10.98.31.0/24",
+            ..Stage::loopback()
+        };
+        let mut cluster = TestCluster::start_on(&stage);
+        let root = cluster.path().to_owned();
+        let ports = [cluster.smtp.port(), cluster.submission.port(), cluster.submissions.port()];
+        let second = Place { address: FRONTS[1].1.into(), netns: Some(lab.netns("front2")) };
+        // The same ports: each machine has its own loopback.
+        front_files(&root, "second", "front2", &second, &stage, ports, cluster.front_http);
+        let first = machine(cluster.front.take(), cluster.front_http, root.join("front/front.toml"));
+        let mut pair = Self {
+            machines: vec![first, machine(None, cluster.front_http, root.join("second/front.toml"))],
+            target: SocketAddr::new(VIP.into(), cluster.smtp.port()),
+            cluster,
+            lab,
+        };
+        pair.start_front(1);
+        until(Duration::from_secs(30), "the second front's socket", || {
+            root.join("second/front.sock").exists().then_some(())
+        });
+        let token = pair.cluster.token("front");
+        pair.cluster.local_ctl("second/front.sock").ok(&["front", "add", "--token", &token]);
+        for index in 0..2 {
+            pair.until_ready(index, true);
+            pair.render(index);
+        }
+        for index in 0..2 {
+            pair.start_keepalived(index);
+        }
+        pair.until_holder();
+        pair
+    }
+
+    fn start_front(&mut self, index: usize) {
+        let args = ["front".to_owned(), "--config".to_owned(), self.machines[index].front_file.display().to_string()];
+        let netns = self.lab.netns(FRONTS[index].0);
+        let proc = Proc::start_in(Some(&netns), FRONTS[index].0, self.cluster.path(), &binary("posthouse"), &args);
+        self.machines[index].front = Some(proc);
+    }
+
+    /// Writes what posthousectl says, as it says it, and lets keepalived look at it.
+    fn render(&mut self, index: usize) {
+        let (name, _) = FRONTS[index];
+        let (vip, posthouse) = (format!("{VIP}/16"), binary("posthouse").display().to_string());
+        let front_file = self.machines[index].front_file.display().to_string();
+        let common = ["front", "render", "keepalived", "--front", name, "--vip", &vip, "--interface", INTERFACE];
+        let started = ["--posthouse", &posthouse, "--front-file", &front_file];
+        let text = self.cluster.ctl.ok(&[&common[..], &started[..]].concat());
+        let path = self.cluster.path().join(format!("keepalived-{name}.conf"));
+        std::fs::write(&path, text).unwrap();
+        let mut check = in_namespace(Some(&self.lab.netns(name)), Path::new("keepalived"));
+        let output = check.args(["-t", "-f"]).arg(&path).output().expect("keepalived; tests/run.sh installs it");
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success() && said.trim().is_empty(), "keepalived -t: {}: {said}", output.status);
+        self.machines[index].configuration = path;
+        self.machines[index].unit = self.cluster.ctl.ok(&[&common[..], &["--unit"]].concat());
+    }
+
+    fn start_keepalived(&mut self, index: usize) {
+        let (name, _) = FRONTS[index];
+        let configuration = self.machines[index].configuration.display().to_string();
+        // Its own way into a namespace: the kernel tells of processes in the first one only (connector.c), and
+        // keepalived listens there before it goes.
+        let netns = self.lab.netns(name);
+        let args = ["-n", "-l", "-D", "-s", &netns, "-f", &configuration].map(str::to_owned);
+        let name = format!("keepalived-{name}");
+        let proc = Proc::start(&name, self.cluster.path(), Path::new("/usr/sbin/keepalived"), &args);
+        self.machines[index].keepalived = Some(proc);
+    }
+
+    /// Both processes of a keepalived: the one that was started, and the one that speaks VRRP.
+    fn keepalived_pids(&self, index: usize) -> Vec<Pid> {
+        let parent = self.machines[index].keepalived.as_ref().unwrap().pid();
+        let path = format!("/proc/{0}/task/{0}/children", parent.as_raw_nonzero());
+        let children = std::fs::read_to_string(path).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
+        std::iter::once(parent).chain(children).collect()
+    }
+
+    fn until_ready(&self, index: usize, ready: bool) {
+        let http = self.machines[index].http;
+        until(Duration::from_secs(30), &format!("{} is ready: {ready}", FRONTS[index].0), || {
+            let (status, _) = self.lab.at(FRONTS[index].0, || http_get(http, "/readyz"));
+            ((status == 200) == ready).then_some(())
+        });
+    }
+
+    fn holders(&self) -> Vec<usize> {
+        (0..2).filter(|index| self.lab.has(FRONTS[*index].0, VIP)).collect()
+    }
+
+    /// Waits until exactly one machine has the address.
+    fn until_holder(&self) -> usize {
+        until(Duration::from_secs(20), "one machine has the address", || match self.holders()[..] {
+            [one] => Some(one),
+            _ => None,
+        })
+    }
+
+    /// Waits until keepalived of a machine has said `words` once more than `before` times.
+    fn until_said(&self, index: usize, words: &str, before: usize) {
+        let keepalived = self.machines[index].keepalived.as_ref().unwrap();
+        until(Duration::from_secs(20), &format!("keepalived of {} says {words}", FRONTS[index].0), || {
+            (keepalived.log_text().matches(words).count() > before).then_some(())
+        });
+    }
+
+    fn said(&self, index: usize, words: &str) -> usize {
+        self.machines[index].keepalived.as_ref().unwrap().log_text().matches(words).count()
+    }
+
+    /// The one that is well again is a backup, and does not take the address from the one that has it.
+    fn holds(&self, holder: usize) {
+        // Twenty advertisements, and more than the script needs to call it well.
+        let watched = Instant::now();
+        while watched.elapsed() < Duration::from_secs(2) {
+            assert_eq!(self.holders(), [holder], "the address went back to the one that had been ill");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Does something to the machine that has the address, and measures until a new connection gets a banner.
+    fn gap(&self, what: &str, bound: Duration, act: impl FnOnce()) -> Duration {
+        let (target, stop) = (self.target, AtomicBool::new(false));
+        let (sender, receiver) = mpsc::sync_channel(4096);
+        let gap = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                self.lab.at("world", || {
+                    // A device every 20 ms, whatever became of those before.
+                    std::thread::scope(|devices| {
+                        while !stop.load(Ordering::SeqCst) {
+                            let sender = sender.clone();
+                            devices.spawn(move || {
+                                let began = Instant::now();
+                                let _ = sender.send((began, banner(target).then(Instant::now)));
+                            });
+                            std::thread::sleep(Duration::from_millis(20));
+                        }
+                    });
+                });
+            });
+            until(Duration::from_secs(10), "the address answers before", || receiver.try_recv().ok()?.1);
+            let at = Instant::now();
+            act();
+            let gap = until(Duration::from_secs(10), &format!("{what}: the address answers again"), || {
+                let (began, answered) = receiver.try_recv().ok()?;
+                (began >= at).then_some(answered?.duration_since(at))
+            });
+            stop.store(true, Ordering::SeqCst);
+            gap
+        });
+        println!("VIP  {what}: answered again after {} ms (bound {} ms)", gap.as_millis(), bound.as_millis());
+        assert!(gap <= bound, "{what}: {gap:?}, more than {bound:?}");
+        gap
+    }
+}
+
+fn node_address(index: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 98, 25, 11 + index as u8)
+}
+
+fn machine(front: Option<Proc>, http: SocketAddr, front_file: PathBuf) -> Machine {
+    Machine { front, keepalived: None, http, front_file, configuration: PathBuf::new(), unit: String::new() }
+}
+
+/// Whether a new connection gets a banner soon: one that is lost is not waited for, the next one is.
+fn banner(target: SocketAddr) -> bool {
+    use std::io::Read;
+    let Ok(mut stream) = std::net::TcpStream::connect_timeout(&target, Duration::from_millis(200)) else {
+        return false;
+    };
+    let _ = stream.set_read_timeout(Some(Duration::from_millis(1_500)));
+    let mut code = [0; 3];
+    stream.read_exact(&mut code).is_ok() && &code == b"220"
+}
+
+#[test]
+fn the_address_answers_again_whatever_happens_to_the_front_that_has_it() {
+    let mut pair = Pair::start();
+    let source: IpAddr = DEVICE.into();
+    let outcome = pair.cluster.at_devices(|| Device { source, target: pair.target }.send("vip", "x@partner.example"));
+    assert!(matches!(outcome, Outcome::Promised(_)), "{outcome:?}");
+
+    let holder = pair.until_holder();
+    let name = FRONTS[holder].0;
+    let before = pair.said(holder, "Entering BACKUP STATE");
+    pair.gap("cable of the master pulled", SEEN, || pair.lab.cable(name, false));
+    pair.lab.cable(name, true);
+    pair.until_said(holder, "Entering BACKUP STATE", before);
+    pair.holds(1 - holder);
+
+    let holder = pair.until_holder();
+    let name = FRONTS[holder].0;
+    pair.gap("the switch drops every frame of the master", SEEN, || pair.lab.port(name, false));
+    // Both believe to be alone now; when they meet again the one with the higher address keeps it (RFC 5798 §6.4.3).
+    pair.lab.port(name, true);
+    pair.until_holder();
+
+    let holder = pair.until_holder();
+    let before = pair.said(holder, "Entering BACKUP STATE");
+    let pid = pair.machines[holder].front.as_ref().unwrap().pid();
+    pair.gap("front process of the master killed", SEEN, || kill_process(pid, Signal::KILL).unwrap());
+    assert_eq!(pair.until_holder(), 1 - holder);
+    assert!(pair.said(holder, "Quorum lost for tracked process posthouse_front") > 0, "tracked as a process");
+    pair.machines[holder].front = None;
+    pair.start_front(holder);
+    pair.until_said(holder, "Entering BACKUP STATE", before);
+    pair.until_ready(holder, true);
+    pair.holds(1 - holder);
+
+    let holder = pair.until_holder();
+    let before = pair.said(holder, "Entering BACKUP STATE");
+    let pid = pair.machines[holder].front.as_ref().unwrap().pid();
+    pair.gap("front of the master stopped: only the script sees it", SEEN_BY_SCRIPT, || {
+        kill_process(pid, Signal::STOP).unwrap();
+    });
+    assert_eq!(pair.until_holder(), 1 - holder);
+    kill_process(pid, Signal::CONT).unwrap();
+    pair.until_said(holder, "Entering BACKUP STATE", before);
+    pair.holds(1 - holder);
+
+    for everything in [false, true] {
+        let holder = pair.until_holder();
+        let pids = pair.keepalived_pids(holder);
+        assert_eq!(pids.len(), 2, "a parent and a child that speaks VRRP");
+        let what =
+            if everything { "keepalived of the master killed, all of it" } else { "keepalived of the master killed" };
+        let killed = if everything { &pids[..] } else { &pids[..1] };
+        pair.gap(what, SEEN, || killed.iter().for_each(|pid| _ = kill_process(*pid, Signal::KILL)));
+        systemd(&mut pair, holder, &pids);
+        assert_eq!(pair.until_holder(), 1 - holder);
+        pair.until_said(holder, "Entering BACKUP STATE", 0);
+        pair.holds(1 - holder);
+    }
+}
+
+/// What systemd does when the main process of the unit is killed: the rest of its control group is told to end, then
+/// the lines of the drop-in run, then it is started anew (systemd.service(5), systemd.kill(5)).
+fn systemd(pair: &mut Pair, index: usize, pids: &[Pid]) {
+    let unit = pair.machines[index].unit.clone();
+    assert!(unit.contains("\nRestart=always\n") && unit.contains("\nKillMode=control-group\n"), "{unit}");
+    pids.iter().for_each(|pid| _ = kill_process(*pid, Signal::TERM));
+    pair.machines[index].keepalived = None;
+    let gone = |pid: &Pid| !Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists();
+    until(Duration::from_secs(10), "every process of the unit is gone", || pids.iter().all(gone).then_some(()));
+    let netns = pair.lab.netns(FRONTS[index].0);
+    for line in unit.lines().filter_map(|line| line.strip_prefix("ExecStopPost=-")) {
+        let mut words = line.split_whitespace();
+        let mut command = in_namespace(Some(&netns), Path::new(words.next().unwrap()));
+        let _ = command.args(words).stderr(std::process::Stdio::null()).status();
+    }
+    assert!(!pair.lab.has(FRONTS[index].0, VIP), "the address is still on the machine whose keepalived is dead");
+    std::fs::remove_file(pair.cluster.path().join(format!("keepalived-{}.log", FRONTS[index].0))).unwrap();
+    pair.start_keepalived(index);
+}
