@@ -20,7 +20,7 @@ pub mod wire;
 pub use cluster::{Ctl, Proc, TestCluster, binary, free_port, repository};
 pub use device::{Device, Outcome};
 pub use filed::Filed;
-pub use http::http_get;
+pub use http::{http_get, try_http_get};
 pub use ledger::Ledger;
 pub use wait::until;
 pub use wire::{Trust, Wire};

@@ -107,6 +107,11 @@ impl Lab {
         netns
     }
 
+    /// Makes every address of a range a machine's own, as many devices as there are.
+    pub fn owns(&self, name: &str, range: &str) {
+        ip(&format!("-n {} route add local {range} dev lo", self.netns(name)));
+    }
+
     /// Pulls the cable of a machine out, or puts it back: the machine sees its interface without a carrier.
     pub fn cable(&self, name: &str, plugged: bool) {
         let (switch, state) = (self.netns("switch"), if plugged { "up" } else { "down" });
