@@ -189,6 +189,26 @@ impl Pair {
         }
     }
 
+    /// Does something to the machine that has the address, and measures until the other has it. In between no new
+    /// connection is left without a banner.
+    fn gap_until_moved(&self, holder: usize, act: impl FnOnce()) -> Duration {
+        let (target, stop) = (self.target, AtomicBool::new(false));
+        let (sender, receiver) = mpsc::sync_channel(4096);
+        let moved = std::thread::scope(|scope| {
+            let _stop = OnDrop(&stop);
+            scope.spawn(|| self.lab.at("world", || devices(target, &stop, &sender)));
+            let at = Instant::now();
+            act();
+            until(Duration::from_secs(10), "the address moves", || {
+                (self.holders() == [1 - holder]).then(|| at.elapsed())
+            })
+        });
+        let attempts: Vec<Attempt> = receiver.try_iter().collect();
+        let failed: Vec<_> = attempts.iter().filter(|attempt| attempt.2 != "220").collect();
+        println!("VIP  {} new connections meanwhile, {} without a banner: {failed:?}", attempts.len(), failed.len());
+        moved
+    }
+
     /// Does something to the machine that has the address, and measures until a new connection gets a banner.
     fn gap(&self, what: &str, bound: Duration, act: impl FnOnce()) -> Duration {
         let (target, stop) = (self.target, AtomicBool::new(false));
@@ -354,4 +374,44 @@ fn systemd(pair: &mut Pair, index: usize, pids: &[Pid]) {
     assert!(!pair.lab.has(FRONTS[index].0, VIP), "the address is still on the machine whose keepalived is dead");
     std::fs::remove_file(pair.cluster.path().join(format!("keepalived-{}.log", FRONTS[index].0))).unwrap();
     pair.start_keepalived(index);
+}
+
+#[test]
+fn fronts_that_are_not_ready_keep_the_address_and_a_drained_one_gives_it_away() {
+    let mut pair = Pair::start();
+    // An administrator drains the one that has it: the other is better.
+    let holder = pair.until_holder();
+    let name = FRONTS[holder].0;
+    let moved = pair.gap_until_moved(holder, || _ = pair.cluster.ctl.ok(&["front", "drain", name]));
+    println!(
+        "VIP  drained master: the address moved after {} ms (bound {} ms)",
+        moved.as_millis(),
+        SEEN_BY_SCRIPT.as_millis()
+    );
+    assert!(moved <= SEEN_BY_SCRIPT);
+    pair.until_ready(holder, false);
+    pair.cluster.ctl.ok(&["front", "resume", name]);
+    pair.until_ready(holder, true);
+    pair.holds(1 - holder);
+
+    // No node at all: nobody is ready, and still exactly one has the address.
+    let holder = pair.until_holder();
+    (0..3).for_each(|index| pair.cluster.kill_node(index));
+    (0..2).for_each(|index| pair.until_ready(index, false));
+    for index in 0..2 {
+        pair.until_said(index, "VRRP_Script(posthouse_readyz) failed", 0);
+    }
+    let (watched, mut without) = (Instant::now(), 0);
+    while watched.elapsed() < Duration::from_secs(3) {
+        without += usize::from(pair.holders().is_empty());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    println!("VIP  no front is ready: {without} looks of 3 s found the address nowhere");
+    assert_eq!(without, 0, "the address vanished from both");
+    assert_eq!(pair.until_holder(), holder, "there is no reason to move");
+    (0..3).for_each(|index| pair.cluster.restart_node(index));
+    (0..2).for_each(|index| pair.until_ready(index, true));
+    let source: IpAddr = DEVICE.into();
+    let outcome = pair.cluster.at_devices(|| Device { source, target: pair.target }.send("back", "x@partner.example"));
+    assert!(matches!(outcome, Outcome::Promised(_)), "{outcome:?}");
 }
