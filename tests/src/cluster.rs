@@ -226,6 +226,8 @@ pub struct Stage<'a> {
     /// More lines for every node file, and for the front's.
     pub node_lines: &'a str,
     pub front_lines: &'a str,
+    /// Where each node answers agent checks, at its own address.
+    pub agent_port: Option<u16>,
 }
 
 /// Everything on loopback.
@@ -238,7 +240,7 @@ impl Stage<'_> {
     pub fn loopback() -> Self {
         let (listen, target) = (Ipv4Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into());
         let (devices, node_lines, front_lines) = ("127.0.31.0/24", "", "");
-        Self { place: &on_loopback, listen, target, devices, node_lines, front_lines }
+        Self { place: &on_loopback, listen, target, devices, node_lines, front_lines, agent_port: None }
     }
 }
 
@@ -296,8 +298,7 @@ impl TestCluster {
         let sink_args = ["sink", "--listen", &sink_addr.to_string(), "--maildir", maildir.to_str().unwrap()];
         let netns = at_sink.netns.as_deref();
         let sink = Proc::start_in(netns, "sink", &root, &binary("posthouse"), &sink_args.map(str::to_owned));
-        let nodes: Vec<_> =
-            ["n1", "n2", "n3"].map(|name| node_files(&root, name, place(name), stage.node_lines)).into();
+        let nodes: Vec<_> = ["n1", "n2", "n3"].map(|name| node_files(&root, name, place(name), stage)).into();
         let procs = nodes.iter().map(|node| Some(start_node(&root, node))).collect();
         let at_front = place("front");
         let ports = [free_port(), free_port(), free_port()];
@@ -459,7 +460,7 @@ impl TestCluster {
     }
 }
 
-fn node_files(root: &Path, name: &str, place: Place, extra: &str) -> NodeAddresses {
+fn node_files(root: &Path, name: &str, place: Place, stage: &Stage<'_>) -> NodeAddresses {
     let dir = root.join(name);
     let at = |port: u16| SocketAddr::new(place.address, port);
     let node = NodeAddresses {
@@ -472,9 +473,11 @@ fn node_files(root: &Path, name: &str, place: Place, extra: &str) -> NodeAddress
         submissions: at(free_port()),
         netns: place.netns,
     };
+    let extra = stage.node_lines;
+    let agent = stage.agent_port.map_or_else(String::new, |port| format!("agent = \"{}\"\n", at(port)));
     let text = format!(
         "[node]\nname = \"{name}\"\ndata_dir = \"{d}/data\"\nfqdn = \"{name}.posthouse.example\"\n\
-         socket = \"{d}/node.sock\"\nhttp = \"{}\"\n[cluster]\nlisten = \"{}\"\n\
+         socket = \"{d}/node.sock\"\nhttp = \"{}\"\n{agent}[cluster]\nlisten = \"{}\"\n\
          [[smtp]]\nlisten = \"{}\"\nservice_port = 25\n[[smtp]]\nlisten = \"{}\"\nservice_port = 587\n\
          [[smtp]]\nlisten = \"{}\"\nservice_port = 465\n{extra}\n",
         node.http,

@@ -72,12 +72,13 @@ listen smtp_{port}
             // The node waits for a ClientHello: what can be checked without a certificate is the connection.
             "    # TLS from the first byte: the check is the connection and the node's own word.
     option tcp-check
-    tcp-check connect
+    tcp-check connect default
 "
         } else {
             "    # Not smtpchk, which leaves without QUIT.
     option tcp-check
-    tcp-check connect
+    # Without the word \"default\" the check would not send the header that the node waits for.
+    tcp-check connect default
     tcp-check expect rstring ^220
     tcp-check send QUIT\\r\\n
     tcp-check expect rstring ^221
