@@ -7,6 +7,7 @@
 pub mod cluster;
 pub mod device;
 pub mod dialog;
+pub mod disk;
 pub mod filed;
 pub mod forwarder;
 pub mod http;

@@ -79,6 +79,11 @@ impl Lab {
         let switch = lab.add("switch");
         ip(&format!("-n {switch} link add br0 type bridge"));
         ip(&format!("-n {switch} link set br0 up"));
+        lab.nft(
+            "add table bridge cut; add set bridge cut pairs { type ipv4_addr . ipv4_addr; }
+             add chain bridge cut forward { type filter hook forward priority 0; }
+             add rule bridge cut forward ip saddr . ip daddr @pairs drop",
+        );
         lab
     }
 
@@ -126,6 +131,18 @@ impl Lab {
             "bridge",
             &["-n", &self.netns("switch"), "link", "set", "dev", &format!("port-{name}"), "state", &state.to_string()],
         );
+    }
+
+    /// Makes the switch drop every packet from one address to another, or carry them again. The other direction goes on.
+    pub fn one_way(&self, from: Ipv4Addr, to: Ipv4Addr, dropped: bool) {
+        let verb = if dropped { "add" } else { "delete" };
+        self.nft(&format!("{verb} element bridge cut pairs {{ {from} . {to} }}"));
+    }
+
+    fn nft(&self, rules: &str) {
+        let mut command = in_namespace(Some(&self.netns("switch")), Path::new("nft"));
+        let output = command.arg(rules).output().unwrap_or_else(|error| panic!("nft: {error}"));
+        assert!(output.status.success(), "nft {rules}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Whether a machine has an address now.

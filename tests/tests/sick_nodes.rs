@@ -1,0 +1,280 @@
+//! Proof that the front sees: every kind of illness takes a node out of rotation within its bound, and it comes back
+//! only when it is well. Measured and printed. Mail goes on all the while, also when everybody is sick.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use posthouse_tests::cluster::{Place, Stage};
+use posthouse_tests::dialog::Dialog;
+use posthouse_tests::disk::Disk;
+use posthouse_tests::netns::{Lab, run};
+use posthouse_tests::{Device, Outcome, TestCluster, until};
+use rustix::process::Signal;
+
+/// What says itself, or is said by a closed connection: pushed within 100 ms, or seen by two checks.
+const SAID: Duration = Duration::from_secs(1);
+/// What is only missing: four heartbeats of the node's stream (1 s), or two checks that wait 750 ms each, 500 ms and
+/// 100 ms apart; within a second of the first of them.
+const MISSING: Duration = Duration::from_millis(2_500);
+/// A sync that does not return is an illness after `health.sync_timeout` (1 s); within a second of that.
+const SYNC: Duration = Duration::from_secs(2);
+/// A node notices after its election timeout that its leader is gone; within a second of that.
+const LEADERLESS: Duration = Duration::from_secs(3);
+
+/// The line of the front about a node.
+fn line(cluster: &TestCluster, node: usize) -> String {
+    let (_, text) = cluster.front_page("/readyz?verbose");
+    let name = format!("backend/{} ", cluster.nodes[node].name);
+    text.lines().find(|line| line.contains(&name)).unwrap_or_default().to_owned()
+}
+
+/// Waits until the front has a node out of rotation, and says why.
+fn until_out(cluster: &TestCluster, node: usize, kind: &str, began: Instant, bound: Duration) {
+    let line = until(Duration::from_secs(10), &format!("{kind}: out of rotation"), || {
+        let line = line(cluster, node);
+        line.starts_with("[!]").then_some(line)
+    });
+    let took = began.elapsed();
+    println!("SICK {kind}: out after {} ms (bound {} ms): {line}", took.as_millis(), bound.as_millis());
+    assert!(took <= bound, "{kind}: out of rotation after {took:?}, more than {bound:?}");
+}
+
+fn until_back(cluster: &TestCluster, node: usize, kind: &str) {
+    let began = Instant::now();
+    until(Duration::from_secs(60), &format!("{kind}: back"), || line(cluster, node).starts_with("[+]").then_some(()));
+    println!("SICK {kind}: back {} ms after it was well", began.elapsed().as_millis());
+}
+
+/// Letters go on, and none of them meets `sick`.
+fn mail_goes_on(cluster: &TestCluster, sick: &[usize]) {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let source: IpAddr = if cluster.netns.is_some() { [10, 98, 31, 7] } else { [127, 0, 31, 7] }.into();
+    cluster.at_devices(|| {
+        for _ in 0..8 {
+            let id = format!("sick-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+            let outcome = Device { source, target: cluster.smtp }.send(&id, "x@partner.example");
+            assert!(matches!(outcome, Outcome::Promised(_)), "{id}: {outcome:?}");
+            let mut dialog = Dialog::connect(source, cluster.smtp).unwrap();
+            let banner = dialog.reply().unwrap();
+            let met = sick.iter().find(|node| banner.contains(&format!("{}.posthouse", cluster.nodes[**node].name)));
+            assert!(met.is_none(), "a new connection met a node that is out of rotation: {banner}");
+            let _ = dialog.command("QUIT");
+        }
+    });
+}
+
+fn all_in(cluster: &TestCluster) {
+    cluster.wait_healthy();
+    (0..3).for_each(|node| {
+        until(Duration::from_secs(30), "every node is in rotation", || {
+            line(cluster, node).starts_with("[+]").then_some(())
+        })
+    });
+}
+
+#[test]
+fn a_process_that_stops_or_dies_and_a_disk_that_is_full_hangs_or_breaks() {
+    let disk = Disk::new(512);
+    let place = |name: &str, dir: &Path| {
+        if name == "n3" {
+            std::os::unix::fs::symlink(disk.path(), dir.join("data")).unwrap();
+        }
+        Place { address: IpAddr::from([127, 0, 0, if name == "front" { 2 } else { 1 }]), netns: None }
+    };
+    let mut cluster = TestCluster::start_on(&Stage { place: &place, ..Stage::loopback() });
+    all_in(&cluster);
+
+    let began = Instant::now();
+    cluster.procs[1].as_ref().unwrap().signal(Signal::STOP);
+    until_out(&cluster, 1, "stopped process", began, MISSING);
+    mail_goes_on(&cluster, &[1]);
+    cluster.procs[1].as_ref().unwrap().signal(Signal::CONT);
+    until_back(&cluster, 1, "stopped process");
+
+    let began = Instant::now();
+    cluster.kill_node(1);
+    until_out(&cluster, 1, "killed process", began, SAID);
+    mail_goes_on(&cluster, &[1]);
+    cluster.restart_node(1);
+    until_back(&cluster, 1, "killed process");
+
+    let began = Instant::now();
+    let filler = disk.fill();
+    until_out(&cluster, 2, "full disk", began, SAID);
+    mail_goes_on(&cluster, &[2]);
+    std::fs::remove_file(filler).unwrap();
+    until_back(&cluster, 2, "full disk");
+
+    let began = Instant::now();
+    disk.freeze();
+    until_out(&cluster, 2, "sync that hangs", began, SYNC);
+    mail_goes_on(&cluster, &[2]);
+    std::thread::sleep(Duration::from_secs(5).saturating_sub(began.elapsed()));
+    assert!(line(&cluster, 2).starts_with("[!]"), "it still hangs");
+    disk.thaw();
+    until_back(&cluster, 2, "sync that hangs");
+
+    let began = Instant::now();
+    disk.fail();
+    until_out(&cluster, 2, "read-only disk", began, SAID);
+    mail_goes_on(&cluster, &[2]);
+    cluster.kill_node(2);
+    disk.repair();
+    cluster.restart_node(2);
+    until_back(&cluster, 2, "read-only disk");
+    all_in(&cluster);
+
+    // Restored from an old copy: what it knows is from then, and it must not serve before it has caught up.
+    cluster.kill_node(1);
+    let (data, copy) = (cluster.nodes[1].dir.join("data"), cluster.nodes[1].dir.join("copy"));
+    run("cp", &["-a", data.to_str().unwrap(), copy.to_str().unwrap()]);
+    cluster.restart_node(1);
+    all_in(&cluster);
+    cluster.ctl.ok(&["connector", "set", "printers", "--comment", "after the copy"]);
+    let said =
+        cluster.ctl.json(&["connector", "create", "late", "--template", "anonymous-relay", "--from", "127.0.41.7"]);
+    println!("SICK old copy: the cluster went on: {said}");
+    let began = Instant::now();
+    cluster.kill_node(1);
+    until_out(&cluster, 1, "killed process", began, SAID);
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&copy, &data).unwrap();
+    let began = Instant::now();
+    cluster.restart_node(1);
+    until_back(&cluster, 1, "old copy");
+    println!("SICK old copy: in rotation {} ms after its start", began.elapsed().as_millis());
+    // The first thing that it is asked when it is back: what was decided after the copy was made.
+    let late = Device::new("127.0.41.7", cluster.nodes[1].smtp).send("late", "x@partner.example");
+    assert!(matches!(late, Outcome::Promised(_)), "in rotation with old rights: {late:?}");
+    mail_goes_on(&cluster, &[]);
+}
+
+#[test]
+fn a_network_that_is_cut_in_one_direction() {
+    let front = Ipv4Addr::new(10, 98, 25, 21);
+    let world = Ipv4Addr::new(10, 98, 25, 1);
+    let node = |index: u8| Ipv4Addr::new(10, 98, 25, 11 + index);
+    let mut lab = Lab::new();
+    (0..3).for_each(|index| _ = lab.host(&format!("n{}", index + 1), &[node(index)]));
+    lab.host("front", &[front]);
+    lab.host("world", &[world]);
+    lab.owns("world", "10.98.31.0/24");
+    let place = |name: &str, _: &Path| {
+        let (host, address) = match name {
+            "sink" => ("world", world),
+            "front" => ("front", front),
+            name => (name, node(name.as_bytes()[1] - b'1')),
+        };
+        Place { address: address.into(), netns: Some(lab.netns(host)) }
+    };
+    let (listen, target) = (Ipv4Addr::UNSPECIFIED.into(), front.into());
+    // No slow start: whoever is in rotation is met by every third device.
+    let (devices, front_lines) = ("10.98.31.0/24", "[check]\nslowstart = \"0s\"\n");
+    let stage = Stage { place: &place, listen, target, devices, front_lines, ..Stage::loopback() };
+    let cluster = TestCluster::start_on(&stage);
+    all_in(&cluster);
+    let sick = (cluster.leader() + 1) % 3;
+    let name = cluster.nodes[sick].name.clone();
+
+    for (kind, from, to) in [
+        ("nothing from the node to the front", node(sick as u8), front),
+        ("nothing from the front to the node", front, node(sick as u8)),
+    ] {
+        let began = Instant::now();
+        lab.one_way(from, to, true);
+        until_out(&cluster, sick, kind, began, MISSING);
+        mail_goes_on(&cluster, &[sick]);
+        lab.one_way(from, to, false);
+        until_back(&cluster, sick, kind);
+    }
+
+    // It hears the front, and no other node: it has no leader while the others have one.
+    // Nothing that it says to them arrives, so they do not answer either.
+    let others: Vec<Ipv4Addr> = (0..3).filter(|index| *index != sick as u8).map(node).collect();
+    assert!(line(&cluster, sick).starts_with("[+]"));
+    let began = Instant::now();
+    others.iter().for_each(|other| lab.one_way(node(sick as u8), *other, true));
+    let meets = || {
+        cluster.at_devices(|| {
+            (0..30).any(|_| {
+                let mut dialog = Dialog::connect(Ipv4Addr::new(10, 98, 31, 9).into(), cluster.smtp).unwrap();
+                let banner = dialog.reply().unwrap();
+                let _ = dialog.command("QUIT");
+                banner.contains(&format!("{name}.posthouse"))
+            })
+        })
+    };
+    assert!(meets(), "it is used before");
+    until(Duration::from_secs(10), "no new connection meets a node without a leader", || (!meets()).then_some(()));
+    let took = began.elapsed();
+    println!(
+        "SICK no leader while others have one: out after {} ms (bound {} ms)",
+        took.as_millis(),
+        LEADERLESS.as_millis()
+    );
+    assert!(took <= LEADERLESS, "{took:?}");
+    mail_goes_on(&cluster, &[sick]);
+    others.iter().for_each(|other| lab.one_way(node(sick as u8), *other, false));
+    until(Duration::from_secs(30), "it hears a leader and is used again", || meets().then_some(()));
+}
+
+#[test]
+fn all_sick_at_once_keeps_the_least_sick_and_never_one_that_drains() {
+    let cluster = TestCluster::start();
+    all_in(&cluster);
+    // A certificate of the cluster that ends soon: every node shows it, so every node falls ill at the same moment.
+    let ends = Duration::from_secs(4);
+    let made = Command::new("bash")
+        .current_dir(cluster.path())
+        .args(["-ec", CERTIFICATE, "bash", &ends.as_secs().to_string()])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (cert, key) = (cluster.path().join("short.crt"), cluster.path().join("short.key"));
+    let import = ["--cert", cert.to_str().unwrap(), "--key", key.to_str().unwrap()];
+    cluster.ctl.ok(&[&["tls", "import", "short"], &import[..]].concat());
+    cluster.ctl.ok(&["connector", "set", "submission", "--tls-certificate-name", "short"]);
+    let end: f64 = std::fs::read_to_string(cluster.path().join("short.end")).unwrap().trim().parse().unwrap();
+    let left = end - std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    assert!(left > 0.0, "the certificate ended before anybody used it");
+    let began = Instant::now() + Duration::from_secs_f64(left);
+    mail_goes_on(&cluster, &[]);
+    std::thread::sleep(began.saturating_duration_since(Instant::now()));
+    (0..3).for_each(|node| until_out(&cluster, node, "expired certificate", began, SAID));
+
+    // Nobody is well, and every device is served all the same. An alarm says so.
+    mail_goes_on(&cluster, &[]);
+    let (status, text) = cluster.front_page("/readyz?verbose");
+    assert!(status == 503 && text.contains("service 25: no backend is up and ready"), "{status}: {text}");
+    let (_, metrics) = cluster.front_page("/metrics");
+    assert!(metrics.contains("posthouse_front_panic{service=\"25\"} 1"), "the alarm");
+    // One that drains is no refuge, however sick the others are.
+    cluster.ctl.ok(&["node", "drain", "n1"]);
+    until(Duration::from_secs(5), "the front knows", || line(&cluster, 0).contains("draining").then_some(()));
+    mail_goes_on(&cluster, &[0]);
+    cluster.ctl.ok(&["node", "drain", "n2"]);
+    until(Duration::from_secs(5), "the front knows", || line(&cluster, 1).contains("draining").then_some(()));
+    mail_goes_on(&cluster, &[0, 1]);
+    let (code, said) = cluster.ctl.fails(&["node", "drain", "n3"]);
+    assert!(code != 0 && said.contains("--force"), "the last active node: {code} {said}");
+    mail_goes_on(&cluster, &[0, 1]);
+    cluster.ctl.ok(&["node", "resume", "n1"]);
+    cluster.ctl.ok(&["node", "resume", "n2"]);
+
+    // Renewed: well again.
+    cluster.ctl.ok(&["connector", "set", "submission", "--tls-certificate-name", ""]);
+    (0..3).for_each(|node| until_back(&cluster, node, "expired certificate"));
+    mail_goes_on(&cluster, &[]);
+}
+
+/// A certificate that ends in $1 seconds, and the second it does. Only `openssl ca` can say an hour.
+const CERTIFICATE: &str = "mkdir short.ca; cd short.ca; touch index.txt; echo 01 > serial
+    printf '[ca]\\ndefault_ca=d\\n[d]\\ndatabase=index.txt\\nserial=serial\\nnew_certs_dir=.\\ndefault_md=sha256\\npolicy=p\\ncopy_extensions=copy\\n[p]\\ncommonName=supplied\\n' > ca.cnf
+    openssl req -new -newkey rsa:2048 -nodes -subj /CN=smtp.corp.example -addext subjectAltName=DNS:smtp.corp.example -keyout ../short.key -out short.csr
+    end=$(($(date +%s) + $1)); echo $end > ../short.end
+    openssl ca -batch -config ca.cnf -selfsign -keyfile ../short.key -in short.csr -notext -out ../short.crt \
+        -startdate $(date -u -d '-1 day' +%y%m%d%H%M%SZ) -enddate $(date -u -d @$end +%y%m%d%H%M%SZ)";
