@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use posthouse_tests::cluster::Stage;
 use posthouse_tests::{Device, Ledger, Outcome, TestCluster, until};
 
 const LETTERS: usize = 400;
@@ -14,7 +15,7 @@ const DEVICES: usize = 4;
 
 #[test]
 fn nothing_is_lost_while_the_leader_is_killed_and_another_node_drained() {
-    let mut cluster = TestCluster::start();
+    let mut cluster = TestCluster::start_on(&Stage::loopback());
     cluster.wait_healthy();
     let ledger = Arc::new(Mutex::new(Ledger::default()));
     let failed = Arc::new(Mutex::new(Vec::<(String, Outcome, Instant)>::new()));

@@ -224,7 +224,7 @@ fn a_network_that_is_cut_in_one_direction() {
 
 #[test]
 fn all_sick_at_once_keeps_the_least_sick_and_never_one_that_drains() {
-    let cluster = TestCluster::start();
+    let cluster = TestCluster::start_on(&Stage::loopback());
     all_in(&cluster);
     // A certificate of the cluster that ends soon: every node shows it, so every node falls ill at the same moment.
     let ends = Duration::from_secs(4);
