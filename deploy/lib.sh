@@ -16,7 +16,14 @@ install_packages() {
     command -v apt-get >/dev/null || { echo "error  please install: ${missing[*]}" >&2; return 1; }
     echo "installing ${missing[*]}"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    # The programs are wanted, not the services that some packages start at once (invoke-rc.d(8), policy-rc.d).
+    local policy=/usr/sbin/policy-rc.d made=
+    [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' | as_root install -m 755 /dev/stdin "$policy" && made=yes; }
+    local result=0
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || result=$?
+    [ -z "$made" ] || as_root rm -f "$policy"
+    return "$result"
 }
 
 # What every build needs: a C++ compiler and libclang for RocksDB, ccache so that a machine compiles it once.
