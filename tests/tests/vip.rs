@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use posthouse_tests::cluster::{Place, Stage, front_files};
+use posthouse_tests::dialog::Dialog;
 use posthouse_tests::netns::{INTERFACE, Lab, in_namespace};
 use posthouse_tests::{Device, Outcome, Proc, TestCluster, binary, try_http_get, until};
 use rustix::process::{Pid, Signal, kill_process};
@@ -152,6 +153,15 @@ impl Pair {
         until(Duration::from_secs(30), &format!("{} is ready: {ready}", FRONTS[index].0), || {
             let (status, _) = self.lab.at(FRONTS[index].0, || try_http_get(http, "/readyz")).ok()?;
             ((status == 200) == ready).then_some(())
+        });
+    }
+
+    /// Waits until a front has let go of every session: none may count against its device for longer.
+    fn until_no_sessions(&self, index: usize) {
+        let http = self.machines[index].http;
+        until(Duration::from_secs(5), &format!("{} has no session", FRONTS[index].0), || {
+            let (_, text) = self.lab.at(FRONTS[index].0, || try_http_get(http, "/metrics")).ok()?;
+            text.lines().any(|line| line == "posthouse_front_sessions 0").then_some(())
         });
     }
 
@@ -340,6 +350,8 @@ fn the_address_answers_again_whatever_happens_to_the_front_that_has_it() {
     kill_process(pid, Signal::CONT).unwrap();
     pair.until_said(holder, "Entering BACKUP STATE", before);
     pair.holds(1 - holder);
+    // Devices that were waiting there have gone with the address, and it cannot hear them leave.
+    pair.until_no_sessions(holder);
 
     for everything in [false, true] {
         let holder = pair.until_holder();
@@ -382,6 +394,8 @@ fn fronts_that_are_not_ready_keep_the_address_and_a_drained_one_gives_it_away() 
     // An administrator drains the one that has it: the other is better.
     let holder = pair.until_holder();
     let name = FRONTS[holder].0;
+    let mut open = pair.cluster.at_devices(|| Dialog::connect(DEVICE.into(), pair.target)).unwrap();
+    assert!(open.reply().unwrap().starts_with("220"));
     let moved = pair.gap_until_moved(holder, || _ = pair.cluster.ctl.ok(&["front", "drain", name]));
     println!(
         "VIP  drained master: the address moved after {} ms (bound {} ms)",
@@ -390,6 +404,10 @@ fn fronts_that_are_not_ready_keep_the_address_and_a_drained_one_gives_it_away() 
     );
     assert!(moved <= SEEN_BY_SCRIPT);
     pair.until_ready(holder, false);
+    // TCP does not move with the address: who was in the middle of a session there begins anew at the other front, and
+    // what is left of the session here ends soon.
+    pair.until_no_sessions(holder);
+    assert!(open.command("NOOP").is_err(), "the other front knows nothing of this session");
     pair.cluster.ctl.ok(&["front", "resume", name]);
     pair.until_ready(holder, true);
     pair.holds(1 - holder);

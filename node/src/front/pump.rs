@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -89,7 +90,9 @@ enum Broke {
 
 impl Pump {
     pub(super) fn new(device: TcpStream, backend: TcpStream, idle: Arc<Idle>) -> Self {
-        let mark = idle.watch();
+        // A socket that cannot say its address is about to break by itself.
+        let called = device.local_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+        let mark = idle.watch(called);
         Self { device, backend, up: Way::default(), down: Way::default(), idle, mark }
     }
 }
