@@ -141,7 +141,10 @@ fn strike(lab: &Lab, cluster: &mut TestCluster, fault: Fault, index: usize, hold
             cluster.ctl.ok(&["node", "drain", &name, "--deadline", "30s"]);
             assert_eq!(cluster.procs[index].take().unwrap().terminate(), Some(0), "{name} ends cleanly");
             cluster.restart_node(index);
-            cluster.ctl.ok(&["node", "resume", &name]);
+            // posthousectl may know this node's address only, and it has just been started.
+            until(Duration::from_secs(30), &format!("{name} is resumed"), || {
+                cluster.ctl.run(&["node", "resume", &name]).status.success().then_some(())
+            });
         }
     }
     None
