@@ -95,8 +95,20 @@ impl Proc {
         Pid::from_child(&self.child)
     }
 
+    /// SIGSTOP has stopped every thread when this returns: one that still ran could greet a device.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).unwrap();
+        if signal == Signal::STOP {
+            until(Duration::from_secs(10), "every thread is stopped", || self.is_stopped().then_some(()));
+        }
+    }
+
+    /// Whether all threads are in state T (proc(5)).
+    fn is_stopped(&self) -> bool {
+        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return true };
+        threads
+            .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok())
+            .all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 'Z', 'X'])))
     }
 
     /// SIGKILL, and wait until it is gone.
