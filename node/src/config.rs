@@ -129,6 +129,9 @@ pub struct NodeConfig {
     /// From when on the disk counts as sick.
     #[serde(default)]
     pub health: HealthSection,
+    /// Dialogues with devices, written down.
+    #[serde(default)]
+    pub protocol_log: ProtocolLogSection,
     /// What is logged, and how.
     #[serde(default)]
     pub log: LogSection,
@@ -353,6 +356,46 @@ impl Default for HealthSection {
     }
 }
 
+/// `[protocol_log]`: where the dialogues of connectors with a protocol logging level are written. The limits are
+/// Exchange's.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProtocolLogSection {
+    /// Exchange's nine fields, or JSON lines.
+    pub format: ProtocolLogFormat,
+    /// Absent: `protocol-log` in the data directory.
+    pub directory: Option<PathBuf>,
+    /// A file is full from so many MiB on.
+    pub max_file_size_mib: u64,
+    /// The oldest files go when all of them have more.
+    pub max_directory_size_mib: u64,
+    /// Older files go.
+    #[serde(deserialize_with = "duration")]
+    pub max_age: Duration,
+}
+
+impl Default for ProtocolLogSection {
+    fn default() -> Self {
+        Self {
+            format: ProtocolLogFormat::Exchange,
+            directory: None,
+            max_file_size_mib: 10,
+            max_directory_size_mib: 250,
+            max_age: Duration::from_secs(30 * 24 * 3600),
+        }
+    }
+}
+
+/// How the protocol log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProtocolLogFormat {
+    /// Nine comma-separated fields under five header lines.
+    Exchange,
+    /// One JSON object a line.
+    Json,
+}
+
 /// `[log]`
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -443,6 +486,10 @@ impl NodeConfig {
         }
         if !(1..=100).contains(&health.disk_used_max_percent) {
             return bad("health.disk_used_max_percent", "must be between 1 and 100");
+        }
+        let log = &self.protocol_log;
+        if log.max_file_size_mib == 0 || log.max_directory_size_mib < log.max_file_size_mib {
+            return bad("protocol_log", "must hold: 0 < max_file_size_mib <= max_directory_size_mib");
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ pub mod inbound;
 pub mod mail;
 pub mod outbound;
 pub mod pki;
+pub mod protocol_log;
 pub mod proxy_protocol;
 pub mod queue;
 pub mod raft;

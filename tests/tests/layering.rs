@@ -38,6 +38,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "credential",
             "mail",
             "pki",
+            "protocol_log",
             "proxy_protocol",
             "queue",
             "shutdown",
@@ -47,6 +48,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
+    ("protocol_log", &["clock", "shutdown"]),
     ("sink", &["mail", "smtp", "shutdown", "clock"]),
     ("front", &["proxy_protocol", "config", "shutdown", "clock", "tls"]),
     (

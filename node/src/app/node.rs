@@ -21,12 +21,13 @@ use crate::admin::{
     PushedReadiness, bind_local, failure, http::Pages, serve_local, serve_tls,
 };
 use crate::clock::now_ms;
-use crate::config::NodeConfig;
+use crate::config::{NodeConfig, ProtocolLogFormat};
 use crate::counts::{Counts, CountsService};
 use crate::health::{self, AgentState, DiskLimits, DiskProbe, Facts, Readiness, assess};
 use crate::inbound::{Admission, Inbound, InboundOptions};
 use crate::mail::Domain;
 use crate::pki::{Identity, IdentityRole};
+use crate::protocol_log::{self, ProtocolLog};
 use crate::queue::{NodeFacts, QueueDeps, QueueManager, QueueSettings};
 use crate::raft::{LocalFacts, RaftHandle, RaftOptions};
 use crate::shutdown::{Scope, run_blocking};
@@ -144,6 +145,20 @@ pub(super) fn make_data_dir(path: &Path) -> Result<(), AppError> {
     let failed = |source| AppError::DataDir { path: path.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).map_err(failed)
+}
+
+fn protocol_log_settings(config: &NodeConfig, data_dir: &Path) -> protocol_log::Settings {
+    let section = &config.protocol_log;
+    protocol_log::Settings {
+        format: match section.format {
+            ProtocolLogFormat::Exchange => protocol_log::Format::Exchange,
+            ProtocolLogFormat::Json => protocol_log::Format::Json,
+        },
+        directory: section.directory.clone().unwrap_or_else(|| data_dir.join("protocol-log")),
+        max_file_bytes: section.max_file_size_mib << 20,
+        max_directory_bytes: section.max_directory_size_mib << 20,
+        max_age: section.max_age,
+    }
 }
 
 fn pages(node: &Arc<Node>, metrics: PrometheusHandle) -> Pages {
@@ -289,6 +304,7 @@ impl Node {
                 admission: self.admission.subscribe(),
                 sessions,
                 counts,
+                protocol_log: ProtocolLog::start(protocol_log_settings(&self.config, &dir), &member_scope),
             },
         );
         self.announce(&member_scope, &context, &identity);

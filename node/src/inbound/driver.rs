@@ -25,11 +25,14 @@ use super::recorder::{Heard, Recorder};
 use super::xclient::{Reopened, reopen};
 use super::{Shared, tarpit};
 use crate::clock::now_ms;
-use crate::connector::{self, ReceiveConnector, RemoteIpRange, Right, Rights};
+use crate::connector::{
+    self, Principal, ProtocolLoggingLevel, ReceiveConnector, RemoteIpRange, Right, Rights, effective_rights,
+};
 use crate::counts::OpenCount;
 use crate::credential::{Binding, SecretId};
 use crate::mail::trace_header::{HeaderFacts, ReceivedInfo, date_rfc5322, missing_lines, received};
 use crate::mail::{Envelope, ForwardPath, Reply, ReversePath, header_firewall, reply};
+use crate::protocol_log::{Level, Transcript};
 use crate::shutdown::Scope;
 use crate::smtp::session::{
     Action, CloseReason, Limits, Note, OUTPUT_MAX, Offer, Session, SessionConfig, SizeMode, TlsMode, Verdict,
@@ -54,6 +57,8 @@ pub(super) struct Opened {
     pub(super) local: SocketAddr,
     /// The device.
     pub(super) source: IpAddr,
+    /// Its port.
+    pub(super) source_port: u16,
     /// The other end of the socket: the device, or the front.
     pub(super) peer: SocketAddr,
     pub(super) front: Option<String>,
@@ -76,8 +81,10 @@ pub(super) async fn session(shared: &Arc<Shared>, tcp: TcpStream, rest: Vec<u8>,
     let tls = server_tls(shared, connector_tls(connector));
     let config = session_config(shared, &opened, tls.is_some());
     let implicit_tls = opened.implicit_tls;
+    let transcript = transcript(shared, &opened);
     let driver = Driver {
         shared,
+        transcript,
         source: opened.source,
         front: opened.front.clone(),
         session_id: opened.session_id.clone(),
@@ -102,6 +109,34 @@ pub(super) async fn session(shared: &Arc<Shared>, tcp: TcpStream, rest: Vec<u8>,
     run(driver, config, tcp, rest, implicit_tls).await;
 }
 
+/// Begins the transcript of a session whose connector wants one, with who it is and what it may.
+fn transcript(shared: &Shared, opened: &Opened) -> Option<Transcript> {
+    let connector = &opened.connector;
+    let level = match connector.protocol_logging(now_ms()) {
+        ProtocolLoggingLevel::None => return None,
+        ProtocolLoggingLevel::Errors => Level::Errors,
+        ProtocolLoggingLevel::Verbose => Level::Verbose,
+    };
+    let mut transcript = Transcript::begin(
+        shared.options.protocol_log.clone(),
+        level,
+        format!("{}\\{}", shared.options.node_name, connector.name),
+        opened.session_id.clone(),
+        opened.local,
+        SocketAddr::new(opened.source, opened.source_port),
+    );
+    let range = if opened.expired { format!("{} (expired)", opened.range) } else { opened.range.to_string() };
+    let matched = format!("connector {}, range {range}, device {}", connector.name, opened.source);
+    match &opened.front {
+        Some(front) => transcript.note(&format!("{matched}, front {front}"), "Matched"),
+        None => transcript.note(&matched, "Matched"),
+    }
+    let rights = effective_rights(connector, Principal::Anonymous);
+    let rights = if opened.expired { Rights::NONE } else { rights };
+    transcript.note(&rights.to_string(), "Set Session Permissions");
+    Some(transcript)
+}
+
 /// Answers a front's check: a greeting, and whatever a session may say that sends nothing.
 pub(super) async fn probe(shared: &Arc<Shared>, tcp: TcpStream, by: Introduced, implicit_tls: bool, ended: Scope) {
     let tls = server_tls(shared, Wanted::default());
@@ -114,6 +149,7 @@ pub(super) async fn probe(shared: &Arc<Shared>, tcp: TcpStream, by: Introduced, 
     };
     let driver = Driver {
         shared,
+        transcript: None,
         source: by.source.ip(),
         front: by.front,
         session_id: by.session_id,
@@ -198,6 +234,7 @@ fn session_config(shared: &Shared, opened: &Opened, has_certificate: bool) -> Se
         connection_timeout: Duration::from_secs(c.connection_timeout_secs),
     };
     config.require_ehlo_domain = c.require_ehlo_domain;
+    config.transcript = c.protocol_logging(now_ms()) != ProtocolLoggingLevel::None;
     config.xclient = shared.options.xclient.trusted.iter().any(|peer| peer.contains(opened.source));
     config
 }
@@ -205,6 +242,8 @@ fn session_config(shared: &Shared, opened: &Opened, has_certificate: bool) -> Se
 /// What drives one session.
 pub(super) struct Driver<'a> {
     pub(super) shared: &'a Arc<Shared>,
+    /// What the protocol log gets of this session.
+    transcript: Option<Transcript>,
     pub(super) source: IpAddr,
     front: Option<String>,
     pub(super) session_id: String,
@@ -300,7 +339,9 @@ impl Driver<'_> {
                 let connection = stream.get_ref().1;
                 let version = connection.protocol_version().map(|version| format!("{version:?}")).unwrap_or_default();
                 let suite = connection.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
-                self.tls = Some(format!("version={} cipher={}", version, suite.unwrap_or_default()));
+                let tls = format!("version={} cipher={}", version, suite.unwrap_or_default());
+                self.note(&tls, "TLS handshake");
+                self.tls = Some(tls);
                 self.binding = channel_binding(connection);
                 self.certificate_user = self.user_of_certificate(connection.peer_certificates());
                 return Some(stream);
@@ -309,8 +350,24 @@ impl Driver<'_> {
             Err(_) => "timed out".to_owned(),
         };
         counter!(HANDSHAKES, "result" => "failed").increment(1);
+        self.note(&failed, "TLS handshake failed");
         self.handshake_failed(&heard.take(), &failed);
         None
+    }
+
+    fn note(&mut self, data: &str, context: &str) {
+        if let Some(transcript) = &mut self.transcript {
+            transcript.note(data, context);
+        }
+    }
+
+    /// Who the session acts for from now on, for the transcript.
+    fn note_login(&mut self, before: Option<&String>) {
+        if let Some(user) = self.user.clone()
+            && Some(&user) != before
+        {
+            self.note(&user, "authenticated");
+        }
     }
 
     /// The mechanisms that this connection makes possible.
@@ -329,6 +386,9 @@ impl Driver<'_> {
             while let Some(action) = session.poll_action() {
                 if !self.is_quick(&action) || replies.len() >= OUTPUT_MAX {
                     write(session, stream, &mut replies).await;
+                }
+                if let (Action::Send(bytes), Some(transcript)) = (&action, &mut self.transcript) {
+                    transcript.said(bytes);
                 }
                 match action {
                     Action::Send(bytes) if replies.is_empty() => replies = bytes,
@@ -369,13 +429,16 @@ impl Driver<'_> {
     /// together go out together). Never for something slow: not for the disk, and not for a tarpit.
     fn is_quick(&self, action: &Action) -> bool {
         match action {
-            Action::Send(_) | Action::Note(_) => true,
+            Action::Send(_) | Action::Note(_) | Action::Heard(_) => true,
             Action::CheckMail { .. } | Action::CheckRcpt { .. } => self.refusals == 0,
             _ => false,
         }
     }
 
-    fn closed(&self, reason: CloseReason, letters: u64) {
+    fn closed(&mut self, reason: CloseReason, letters: u64) {
+        if let Some(transcript) = &mut self.transcript {
+            transcript.close(reason.as_str());
+        }
         if self.opened.is_some() {
             tracing::debug!(session.id = %self.session_id, reason = reason.as_str(), letters, "session closed");
         } else {
@@ -387,11 +450,15 @@ impl Driver<'_> {
     async fn act(&mut self, session: &mut Session, action: Action) {
         match action {
             Action::CheckAuth { user, password, .. } => {
+                let before = self.user.clone();
                 let outcome = self.check_auth(session.is_tls(), &user, &password).await;
+                self.note_login(before.as_ref());
                 session.handle_auth(now(), outcome);
             }
             Action::SaslMessage { mechanism, first, message } => {
+                let before = self.user.clone();
                 let outcome = self.sasl_message(session.is_tls(), mechanism, first, &message).await;
+                self.note_login(before.as_ref());
                 session.handle_auth(now(), outcome);
             }
             Action::CheckMail { reverse_path, .. } => {
@@ -443,6 +510,11 @@ impl Driver<'_> {
                 let fix = "if it is an SMTP proxy of yours, add it to xclient.trusted in the node file";
                 tracing::debug!(session.id = %self.session_id, source.addr = %self.source, fix, "XCLIENT refused");
             }
+            Action::Heard(line) => {
+                if let Some(transcript) = &mut self.transcript {
+                    transcript.heard(&line);
+                }
+            }
             // Done by the loop that owns the stream.
             Action::Send(_) | Action::StartTls | Action::Close { .. } => {}
         }
@@ -466,7 +538,14 @@ impl Driver<'_> {
         self.counted = None;
         let Reopened { opened, counted } = reopen(self.shared, opened, said)?;
         self.certificate = server_tls(self.shared, connector_tls(&opened.connector));
-        let config = session_config(self.shared, &opened, self.certificate.is_some());
+        let mut config = session_config(self.shared, &opened, self.certificate.is_some());
+        // The log goes on as it began, with the peer's connector, and says for whom from here.
+        config.transcript = self.transcript.is_some();
+        if let Some(transcript) = &mut self.transcript {
+            let matched =
+                format!("connector {}, range {}, device {}", opened.connector.name, opened.range, opened.source);
+            transcript.note(&matched, "XCLIENT");
+        }
         self.source = opened.source;
         self.by_fqdn.clone_from(&config.fqdn);
         // Whoever logged in, by password or certificate, was the peer and not the client that it names.

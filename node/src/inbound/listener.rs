@@ -84,7 +84,7 @@ async fn connection(
         }
         return;
     };
-    let source = introduced.source.ip();
+    let (source, source_port) = (introduced.source.ip(), introduced.source.port());
     let counted = shared.options.counts.open(&connector, source);
     if let Err(refusal) = &counted {
         count_limit(&connector.name, *refusal);
@@ -99,7 +99,8 @@ async fn connection(
     counter!(CONNECTIONS, "connector" => connector.name.clone(), "result" => "accepted").increment(1);
     let _open = OpenSession::new(shared);
     let Introduced { front, session_id, rest, .. } = introduced;
-    let opened = Opened { connector, range, expired, local, source, peer, front, session_id, implicit_tls };
+    let opened =
+        Opened { connector, range, expired, local, source, source_port, peer, front, session_id, implicit_tls };
     driver::session(shared, tcp, rest, opened, ended).await;
 }
 

@@ -31,6 +31,7 @@ use crate::config::{ProxyProtocolSection, SmtpSection, XclientSection};
 use crate::connector::{Principal, ReceiveConnector, Right, effective_rights};
 use crate::counts::Counts;
 use crate::pki::DataKey;
+use crate::protocol_log::ProtocolLog;
 use crate::proxy_protocol::ReplayWindow;
 use crate::shutdown::Scope;
 use crate::spool::Spool;
@@ -70,6 +71,8 @@ pub struct InboundOptions {
     pub sessions: Arc<AtomicU64>,
     /// Sessions and letters of the whole cluster, for the limits.
     pub counts: Counts,
+    /// Where connectors that want it have their dialogues written.
+    pub protocol_log: ProtocolLog,
 }
 
 /// What keeps this node from taking what comes.

@@ -59,6 +59,7 @@ pub(super) fn reopen(shared: &Arc<Shared>, opened: &Opened, said: &Xclient) -> R
         expired,
         local,
         source,
+        source_port: said.port.unwrap_or(opened.source_port),
         peer: opened.peer,
         front: opened.front.clone(),
         session_id: opened.session_id.clone(),

@@ -157,7 +157,7 @@ async fn converse(config: &SinkConfig, maildir: &Maildir, mut tcp: TcpStream, pe
                 }
                 Action::StartTls => session.handle_tls_failed(now()),
                 Action::Xclient(_) => session.handle_xclient(now(), Err(reply::service_not_available())),
-                Action::Note(_) => {}
+                Action::Note(_) | Action::Heard(_) => {}
                 Action::Close { .. } => {
                     let _ = tokio::time::timeout(WRITE_TIMEOUT, tcp.shutdown()).await;
                     return;

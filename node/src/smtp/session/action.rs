@@ -72,6 +72,8 @@ pub enum Action {
     Xclient(Box<Xclient>),
     /// Something to count. Not answered.
     Note(Note),
+    /// A line of the client for the transcript, without its secrets and its line end. Not answered.
+    Heard(Vec<u8>),
     /// Close the connection after everything sent so far is out. The last action.
     Close {
         /// Why, for the log.

@@ -145,6 +145,8 @@ pub struct SessionConfig {
     pub leniencies: Leniencies,
     /// Whether the peer may say `XCLIENT`.
     pub xclient: bool,
+    /// Whether each line of the client is told as [`super::Action::Heard`], secrets masked.
+    pub transcript: bool,
     /// A health probe: it may greet, `STARTTLS`, `NOOP`, `RSET`, `HELP` and `QUIT`, and nothing else.
     pub probe: bool,
 }
@@ -166,6 +168,7 @@ impl SessionConfig {
             require_ehlo_domain: false,
             leniencies: Leniencies::default(),
             xclient: false,
+            transcript: false,
             probe: false,
         }
     }

@@ -60,7 +60,7 @@ impl Server {
                     let source_addr = said.addr.unwrap_or_else(|| [192, 0, 2, 7].into());
                     self.session.handle_xclient(now, Ok(SessionConfig { source_addr, ..Self::config(&[]) }));
                 }
-                Action::Header { .. } | Action::Append(_) | Action::Abort | Action::Note(_) => {}
+                Action::Header { .. } | Action::Append(_) | Action::Abort | Action::Note(_) | Action::Heard(_) => {}
             }
         }
     }

@@ -12,6 +12,7 @@ mod action;
 mod auth;
 mod commands;
 mod config;
+mod heard;
 mod transaction;
 mod transfer;
 mod xclient;
@@ -75,6 +76,8 @@ pub struct Session {
     greeting_polled: bool,
     early_talker: bool,
     shutting_down: bool,
+    /// A line named `AUTH`: what comes without being understood may be a secret.
+    auth_seen: bool,
     protocol_errors: u32,
     logon_failures: u32,
     idle_commands: u32,
@@ -203,6 +206,7 @@ impl Session {
             greeting_polled: false,
             early_talker: false,
             shutting_down: false,
+            auth_seen: false,
             protocol_errors: 0,
             logon_failures: 0,
             idle_commands: 0,
@@ -328,6 +332,7 @@ impl Session {
                 None => false,
                 Some(line) => {
                     self.progress();
+                    self.tell_secret();
                     self.handle_sasl_line(line);
                     true
                 }
@@ -357,7 +362,10 @@ impl Session {
             self.progress();
         }
         match read {
-            Ok(()) => self.handle_line(&line),
+            Ok(()) => {
+                self.tell_line(&line);
+                self.handle_line(&line);
+            }
             Err(_) if bdat => self.lost_chunk(),
             Err(LineError::TooLong) if auth => self.protocol_error(&reply::authentication_line_too_long()),
             Err(LineError::TooLong) => self.protocol_error(&reply::line_too_long()),
@@ -469,7 +477,9 @@ impl Session {
 
 fn weight(action: &Action) -> usize {
     match action {
-        Action::Send(bytes) | Action::Append(bytes) | Action::Header { block: bytes, .. } => bytes.len(),
+        Action::Send(bytes) | Action::Append(bytes) | Action::Header { block: bytes, .. } | Action::Heard(bytes) => {
+            bytes.len()
+        }
         _ => 0,
     }
 }

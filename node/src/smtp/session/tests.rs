@@ -152,6 +152,7 @@ impl Driven {
                 self.session.handle_xclient(now, decided);
             }
             Action::Note(note) => self.notes.push(note),
+            Action::Heard(_) => {}
             Action::Close { reason } => self.closed = Some(reason),
         }
     }
