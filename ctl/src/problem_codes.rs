@@ -416,7 +416,7 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "PH-QUEUE-001",
         "No letter was named.",
         "Without a filter this would be every letter of the cluster.",
-        "--id, --domain, --sender, --rcpt, --connector or --state; or type --all.",
+        "--id, --domain, --sender, --rcpt, --connector, --client-ip, --credential, --older-than, --younger-than, --error or --state; or type --all.",
     ),
     code(
         "PH-QUEUE-002",
@@ -431,9 +431,15 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "--state ready, retry, active or held.",
     ),
     code(
+        "PH-QUEUE-004",
+        "The recipient domain is not valid.",
+        "Letters are chosen by whole domains, not by patterns.",
+        "--domain partner.example",
+    ),
+    code(
         "PH-QUEUE-005",
         "Letters cannot be put together by that.",
-        "queue shape counts by domain, connector, sender or node.",
+        "queue shape counts by domain, connector, sender, node or error.",
         "posthousectl queue shape --by connector",
     ),
     code(
@@ -441,6 +447,18 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "No letter of that id is queued.",
         "It was delivered, returned or deleted; or it waits on a node that did not answer.",
         "posthousectl message trace --id ID",
+    ),
+    code(
+        "PH-QUEUE-007",
+        "The client address is not valid.",
+        "Letters are chosen by the device's address, a range of two addresses or CIDR.",
+        "--client-ip 10.1.2.3, 10.1.2.3-10.1.2.9 or 10.1.2.0/24",
+    ),
+    code(
+        "PH-QUEUE-008",
+        "The next hop of the redirection is not valid.",
+        "It is a host name or an address, with a port where it is not 25.",
+        "--to smarthost.corp.example:25, 10.1.2.3:25 or [2001:db8::1]:25",
     ),
     code(
         "PH-RAFT-001",

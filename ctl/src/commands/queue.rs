@@ -1,22 +1,28 @@
 //! `queue`: letters that wait, on every node.
 
+use std::time::{Duration, Instant};
+
 use clap::{Args, Subcommand, ValueEnum};
 use posthouse_proto::v1::{QueueChangeReply, QueueRequest, QueueSummaryReply, QueuedMessage};
 use serde_json::json;
 
 use super::complete;
+use crate::client::Client;
 use crate::console::Console;
 use crate::error::{Exit, Failure};
 use crate::mutation::WriteFlags;
 use crate::output::{self, Rows, or_dash, short_time};
-use crate::parse::{age, grouped};
+use crate::parse::{self, age, grouped};
+
+/// Between two words on how far a long change is.
+const PROGRESS: Duration = Duration::from_secs(2);
 
 /// `queue …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum QueueCommand {
     /// How many wait, by state, node and domain
     Summary(SummaryArgs),
-    /// How old the letters are, by domain, connector, sender or node, and what they hear
+    /// How old the letters are, by domain, connector, sender, node or error, and what they hear
     Shape(super::queue_view::ShapeArgs),
     /// The letters
     List(ListArgs),
@@ -32,6 +38,8 @@ pub(crate) enum QueueCommand {
     Hold(ChangeArgs),
     /// Let go on what was held, at once
     Release(ChangeArgs),
+    /// Send to another next hop from now on; what is under way finishes first
+    Redirect(RedirectArgs),
 }
 
 /// What a letter waits for.
@@ -61,11 +69,26 @@ pub(crate) struct FilterFlags {
     #[arg(long, visible_alias = "from", value_name = "ADDRESS", default_value = "", hide_default_value = true)]
     sender: String,
     /// To this recipient
-    #[arg(long, visible_aliases = ["recipient", "to"], value_name = "ADDRESS", default_value = "", hide_default_value = true)]
+    #[arg(long, visible_alias = "recipient", value_name = "ADDRESS", default_value = "", hide_default_value = true)]
     rcpt: String,
     /// Taken by this connector
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     connector: String,
+    /// From devices at this address or in this range: 10.1.2.3, 10.1.2.3-10.1.2.9, 10.1.2.0/24
+    #[arg(long, visible_alias = "client", value_name = "RANGE", default_value = "", hide_default_value = true)]
+    client_ip: String,
+    /// Brought with this credential
+    #[arg(long, visible_alias = "user", value_name = "USER", default_value = "", hide_default_value = true)]
+    credential: String,
+    /// Accepted longer ago than this
+    #[arg(long, visible_alias = "older", value_name = "TIME", value_parser = parse::duration)]
+    older_than: Option<Duration>,
+    /// Accepted not longer ago than this
+    #[arg(long, visible_alias = "younger", value_name = "TIME", value_parser = parse::duration)]
+    younger_than: Option<Duration>,
+    /// With this in what the last attempt brought, in any case
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    error: String,
     /// In this state
     #[arg(long, value_enum)]
     state: Option<State>,
@@ -88,7 +111,9 @@ pub(crate) struct SummaryArgs {
 #[derive(Debug, Args)]
 #[command(before_help = "Examples:
   posthousectl queue list --state retry
-  posthousectl queue list --domain partner.example -o jsonl")]
+  posthousectl queue list --domain partner.example -o jsonl
+  posthousectl queue list --older-than 4h --error greylisted
+  posthousectl queue list --client-ip 10.20.31.0/24 --credential scanner@corp.example")]
 pub(crate) struct ListArgs {
     #[command(flatten)]
     filter: FilterFlags,
@@ -103,6 +128,7 @@ pub(crate) struct ListArgs {
   posthousectl queue retry --domain partner.example
   posthousectl queue delete --id 01ABCDEFGHJKM --reason 'sent by mistake'
   posthousectl queue hold --sender erp@corp.example --reason 'sends everything twice'
+  posthousectl queue bounce --older-than 2d --error 'user unknown' --dry-run
   posthousectl queue retry --all")]
 pub(crate) struct ChangeArgs {
     #[command(flatten)]
@@ -114,10 +140,43 @@ pub(crate) struct ChangeArgs {
     write: WriteFlags,
 }
 
+/// Flags of `queue redirect`.
+#[derive(Debug, Args)]
+#[command(before_help = "Examples:
+  posthousectl queue redirect --domain partner.example --to backup.corp.example:25 --reason 'mx is down' --dry-run
+  posthousectl queue redirect --error 'connection refused' --to 10.1.2.3
+  posthousectl queue redirect --domain partner.example --back
+
+A letter keeps its new way through retries and restarts; queue show and message trace tell it. With --domain or --rcpt,
+only what goes to that domain is sent elsewhere. The route's credential is not used there.")]
+pub(crate) struct RedirectArgs {
+    /// The next hop: HOST or HOST:PORT
+    #[arg(long, value_name = "HOST:PORT", required_unless_present = "back")]
+    to: Option<String>,
+    /// Where the routes send them, again
+    #[arg(long, conflicts_with = "to")]
+    back: bool,
+    #[command(flatten)]
+    change: ChangeArgs,
+}
+
 impl FilterFlags {
     fn is_empty(&self) -> bool {
-        let texts = [&self.domain, &self.sender, &self.rcpt, &self.connector, &self.on_node];
-        self.id.is_empty() && self.state.is_none() && texts.iter().all(|text| text.is_empty())
+        let texts = [
+            &self.domain,
+            &self.sender,
+            &self.rcpt,
+            &self.connector,
+            &self.client_ip,
+            &self.credential,
+            &self.error,
+            &self.on_node,
+        ];
+        let ages = [self.older_than, self.younger_than];
+        self.id.is_empty()
+            && self.state.is_none()
+            && ages.iter().all(Option::is_none)
+            && texts.iter().all(|text| text.is_empty())
     }
 
     pub(super) fn request(self) -> QueueRequest {
@@ -136,6 +195,11 @@ impl FilterFlags {
             }
             .to_owned(),
             node: self.on_node,
+            client_ip: self.client_ip,
+            credential: self.credential,
+            older_than_secs: self.older_than.map(|age| age.as_secs()),
+            younger_than_secs: self.younger_than.map(|age| age.as_secs()),
+            error: self.error,
             ..QueueRequest::default()
         }
     }
@@ -156,6 +220,9 @@ pub(crate) async fn run(command: QueueCommand, console: &Console) -> Result<Exit
         QueueCommand::Bounce(args) => change(args, console, Verb::Bounce).await,
         QueueCommand::Hold(args) => change(args, console, Verb::Hold).await,
         QueueCommand::Release(args) => change(args, console, Verb::Release).await,
+        QueueCommand::Redirect(RedirectArgs { to, change: args, .. }) => {
+            change_to(args, to.unwrap_or_default(), console, Verb::Redirect).await
+        }
     }
 }
 
@@ -252,15 +319,21 @@ enum Verb {
     Hold,
     Release,
     Bounce,
+    Redirect,
 }
 
 async fn change(args: ChangeArgs, console: &Console, verb: Verb) -> Result<Exit, Failure> {
+    change_to(args, String::new(), console, verb).await
+}
+
+async fn change_to(args: ChangeArgs, to: String, console: &Console, verb: Verb) -> Result<Exit, Failure> {
     let ChangeArgs { filter, all, write } = args;
     if filter.is_empty() && !all {
         return Err(Failure::usage(
             "which letters?",
             "without a filter this would be every letter of the cluster",
-            "name --id, --domain, --sender, --rcpt, --connector, --state or --on-node; or type --all",
+            "name --id, --domain, --sender, --rcpt, --connector, --client-ip, --credential, --older-than, --younger-than, \
+             --error, --state or --on-node; or type --all",
         ));
     }
     if verb == Verb::Delete && !write.dry_run {
@@ -271,27 +344,49 @@ async fn change(args: ChangeArgs, console: &Console, verb: Verb) -> Result<Exit,
         let which = if filter.is_empty() { "bouncing every letter of the cluster" } else { "bouncing letters" };
         console.confirm(which, "they do not arrive; their senders are told")?;
     }
-    let request = QueueRequest { all, options: Some(write.options(false)), ..filter.request() };
+    let mut request = QueueRequest { all, to, options: Some(write.options(false)), ..filter.request() };
     let mut client = console.client().await?;
-    let reply = match verb {
-        Verb::Retry => client.write(async |mut admin| admin.queue_retry(request.clone()).await).await?,
-        Verb::Delete => client.write(async |mut admin| admin.queue_delete(request.clone()).await).await?,
-        Verb::Bounce => client.write(async |mut admin| admin.queue_bounce(request.clone()).await).await?,
-        Verb::Hold => client.write(async |mut admin| admin.queue_hold(request.clone()).await).await?,
-        Verb::Release => client.write(async |mut admin| admin.queue_release(request.clone()).await).await?,
-    };
-    print_change(console, verb, &reply)?;
-    complete(&reply.unreachable, "its letters are as they were")
+    let mut sum = QueueChangeReply { dry_run: write.dry_run, ..QueueChangeReply::default() };
+    let mut said = Instant::now();
+    loop {
+        let reply = ask(&mut client, &request, verb).await?;
+        sum.changed += reply.changed;
+        sum.ids.extend(reply.ids);
+        sum.unreachable.extend(reply.unreachable);
+        if reply.more.is_empty() {
+            break;
+        }
+        request.after = reply.more;
+        if said.elapsed() >= PROGRESS {
+            said = Instant::now();
+            output::note(&format!("{} letters so far", grouped(sum.changed)));
+        }
+    }
+    print_change(console, verb, &sum)?;
+    complete(&sum.unreachable, "its letters are as they were")
+}
+
+/// The next letters of every node.
+async fn ask(client: &mut Client, request: &QueueRequest, verb: Verb) -> Result<QueueChangeReply, Failure> {
+    match verb {
+        Verb::Retry => client.write(async |mut admin| admin.queue_retry(request.clone()).await).await,
+        Verb::Delete => client.write(async |mut admin| admin.queue_delete(request.clone()).await).await,
+        Verb::Bounce => client.write(async |mut admin| admin.queue_bounce(request.clone()).await).await,
+        Verb::Hold => client.write(async |mut admin| admin.queue_hold(request.clone()).await).await,
+        Verb::Release => client.write(async |mut admin| admin.queue_release(request.clone()).await).await,
+        Verb::Redirect => client.write(async |mut admin| admin.queue_redirect(request.clone()).await).await,
+    }
 }
 
 fn print_change(console: &Console, verb: Verb, reply: &QueueChangeReply) -> Result<(), Failure> {
-    let QueueChangeReply { changed, ids, unreachable, dry_run } = reply;
+    let QueueChangeReply { changed, ids, unreachable, dry_run, .. } = reply;
     let (schema, done) = match verb {
         Verb::Retry => ("queue-retry", "tried again now"),
         Verb::Delete => ("queue-delete", "deleted"),
         Verb::Bounce => ("queue-bounce", "returned to their senders"),
         Verb::Hold => ("queue-hold", "held"),
         Verb::Release => ("queue-release", "released"),
+        Verb::Redirect => ("queue-redirect", "redirected"),
     };
     if console.out.format.is_json() {
         let object = json!({"changed": changed, "ids": ids, "unreachable": unreachable, "dry_run": dry_run});
@@ -313,6 +408,8 @@ mod tests {
         assert!(FilterFlags::default().is_empty());
         assert!(!FilterFlags { on_node: "n1".into(), ..FilterFlags::default() }.is_empty());
         assert!(!FilterFlags { state: Some(State::Retry), ..FilterFlags::default() }.is_empty());
+        assert!(!FilterFlags { older_than: Some(Duration::ZERO), ..FilterFlags::default() }.is_empty());
+        assert!(!FilterFlags { client_ip: "10.0.0.0/8".into(), ..FilterFlags::default() }.is_empty());
     }
 
     #[test]

@@ -21,13 +21,16 @@ enum By {
     Sender,
     /// The node
     Node,
+    /// What the last attempt brought
+    Error,
 }
 
 /// Flags of `queue shape`.
 #[derive(Debug, Args)]
 #[command(before_help = "Examples:
   posthousectl queue shape
-  posthousectl queue shape --by connector --state retry")]
+  posthousectl queue shape --by connector --state retry
+  posthousectl queue shape --by error --older-than 1h")]
 pub(crate) struct ShapeArgs {
     #[command(flatten)]
     filter: FilterFlags,
@@ -62,6 +65,7 @@ pub(crate) async fn shape(args: ShapeArgs, console: &Console) -> Result<Exit, Fa
         By::Connector => "connector",
         By::Sender => "sender",
         By::Node => "node",
+        By::Error => "error",
     };
     let request = QueueShapeRequest { filter: Some(args.filter.request()), by: by.to_owned() };
     let mut client = console.client().await?;
@@ -79,6 +83,7 @@ fn describe(reply: &QueueShapeReply, by: &str, headers: bool) -> String {
         "connector" => "CONNECTOR",
         "sender" => "SENDER",
         "node" => "NODE",
+        "error" => "ERROR",
         _ => "DOMAIN",
     };
     let mut headings = vec![heading, ">TOTAL"];
@@ -147,6 +152,15 @@ fn one(reply: &QueueShowReply, headers: bool) -> String {
     fact("session", &reply.session_id);
     if !reply.held_at.is_empty() {
         fact("held", &format!("{} by {}", short_time(&reply.held_at), reply.held_by));
+    }
+    if !reply.redirected_to.is_empty() {
+        let whom = if reply.redirected_domains.is_empty() {
+            String::new()
+        } else {
+            format!("what is for {} ", reply.redirected_domains.join(", "))
+        };
+        let at = short_time(&reply.redirected_at);
+        fact("redirected", &format!("{whom}to {}, {at} by {}", reply.redirected_to, reply.redirected_by));
     }
     let mut rows = Rows::new(&["TO", "STATE", ">ATTEMPTS", "NEXT", "LAST REPLY"]);
     for recipient in &reply.recipients {

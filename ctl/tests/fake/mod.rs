@@ -216,6 +216,7 @@ service!(Admin:
     queue_shape(QueueShapeRequest) -> QueueShapeReply,
     queue_show(QueueShowRequest) -> QueueShowReply,
     queue_bounce(QueueRequest) -> QueueChangeReply,
+    queue_redirect(QueueRequest) -> QueueChangeReply,
     queue_hold(QueueRequest) -> QueueChangeReply,
     queue_release(QueueRequest) -> QueueChangeReply,
     queue_delete(QueueRequest) -> QueueChangeReply,

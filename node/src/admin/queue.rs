@@ -13,8 +13,9 @@ use super::cluster::{others, unknown_node};
 use super::problem::{internal, invalid};
 use super::service::{Actor, Context};
 use crate::clock::{now_ms, rfc3339};
-use crate::mail::Domain;
-use crate::queue::{LetterState, QueueFilter, QueuedMessage};
+use crate::connector::{RemoteIpRange, SmartHost};
+use crate::mail::{Domain, Mailbox};
+use crate::queue::{LetterState, QueueError, QueueFilter, QueuedMessage};
 use crate::spool::{MessageId, TraceFilter, TraceRecord};
 
 /// How long another node may take to answer.
@@ -23,6 +24,9 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 const LIMIT_DEFAULT: usize = 100;
 /// Rows answered at most.
 const LIMIT_MAX: usize = 10_000;
+/// Letters that one call changes on each node at most: it answers well within [`NODE_TIMEOUT`], and whoever asked goes
+/// on from there.
+const CHANGES_MAX: usize = 1000;
 
 /// What is done with the letters that match.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,6 +36,7 @@ pub(super) enum Verb {
     Hold,
     Release,
     Bounce,
+    Redirect,
 }
 
 /// Asks every other node (or the one that is named), all at once. Answers what came, and who did not answer.
@@ -43,7 +48,19 @@ pub(super) async fn ask<T, F>(
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
-    let members: Vec<_> = others(context).into_iter().filter(|member| node.is_empty() || member.name == node).collect();
+    ask_some(context, |name| node.is_empty() || name == node, call).await
+}
+
+/// The same, of the nodes that `wanted` names.
+async fn ask_some<T, F>(
+    context: &Context,
+    wanted: impl Fn(&str) -> bool,
+    call: impl Fn(AdminClient<Channel>) -> F,
+) -> (Vec<T>, Vec<String>)
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    let members: Vec<_> = others(context).into_iter().filter(|member| wanted(&member.name)).collect();
     let calls = members.iter().map(|member| {
         let client = AdminClient::new(context.dialer.channel(&member.rpc_address, &member.name));
         tokio::time::timeout(NODE_TIMEOUT, call(client.max_decoding_message_size(64 << 20)))
@@ -90,12 +107,26 @@ pub(super) fn filter(request: &v1::QueueRequest) -> Result<QueueFilter, Status> 
             invalid("PH-QUEUE-004", format!("\"{name}\" is not a domain"), error, "--domain partner.example")
         })?),
     };
+    let client = match some(&request.client_ip) {
+        None => None,
+        Some(text) => Some(text.parse::<RemoteIpRange>().map_err(|error| {
+            let fix = "--client-ip 10.1.2.3, 10.1.2.3-10.1.2.9 or 10.1.2.0/24";
+            invalid("PH-QUEUE-007", format!("\"{text}\" is not an address or a range"), error, fix)
+        })?),
+    };
+    let now = now_ms();
+    let ago = |secs: u64| now.saturating_sub(i64::try_from(secs).unwrap_or(i64::MAX).saturating_mul(1000));
     Ok(QueueFilter {
         ids: ids(&request.ids)?,
         domain,
         sender: some(&request.sender),
         recipient: some(&request.recipient),
         connector: some(&request.connector),
+        client,
+        credential: some(&request.credential),
+        accepted_before_ms: request.older_than_secs.map(ago),
+        accepted_since_ms: request.younger_than_secs.map(ago),
+        error: some(&request.error),
         state,
         all: request.all || !request.node.is_empty(),
     })
@@ -210,7 +241,8 @@ pub(super) fn letter_out(letter: QueuedMessage) -> v1::QueuedMessage {
     }
 }
 
-/// Retries, deletes, holds or releases the letters that match, on all nodes.
+/// Retries, deletes, holds, releases or returns the letters that match, on all nodes: of each node the next
+/// [`CHANGES_MAX`], and whoever asked goes on with what the answer says is left.
 pub(super) async fn change(
     context: &Arc<Context>,
     actor: &Actor,
@@ -223,40 +255,43 @@ pub(super) async fn change(
             "PH-QUEUE-001",
             "which letters?",
             "without a filter this would be every letter of the cluster",
-            "name --id, --domain, --sender, --rcpt, --connector or --state; or type --all",
+            "name --id, --domain, --sender, --rcpt, --connector, --client-ip, --credential, --older-than, \
+             --younger-than, --error or --state; or type --all",
         ));
     }
     if !request.node.is_empty() {
         unknown_node(context, &request.node)?;
     }
+    let to = match (verb, request.to.as_str()) {
+        (Verb::Redirect, text) if !text.is_empty() => Some(text.parse::<SmartHost>().map_err(|error| {
+            let fix = "--to smarthost.corp.example:25, 10.1.2.3:25 or [2001:db8::1]:25";
+            invalid("PH-QUEUE-008", format!("\"{text}\" is not a next hop"), error, fix)
+        })?),
+        _ => None,
+    };
     let options = request.options.clone().unwrap_or_default();
     // The reason goes on with the name of who gave it, which is nothing for a sender to read.
     let tell = match request.tell_sender.as_str() {
         "" if !request.this_node_only => options.reason.clone(),
         told => told.to_owned(),
     };
+    let goes_on = |name: &str| request.after.is_empty() || request.after.contains_key(name);
     let mut reply = v1::QueueChangeReply { dry_run: options.dry_run, ..Default::default() };
-    if includes_us(context, &request.node) {
+    if includes_us(context, &request.node) && goes_on(&context.node_name) {
         let who = if actor.is_member && !options.reason.is_empty() { String::new() } else { actor.who.clone() };
         let detail = format!("{who} {}", options.reason).trim().to_owned();
-        let changed = match (options.dry_run, verb) {
-            (true, _) => context
-                .queue
-                .list(&filter, LIMIT_MAX)
-                .await
-                .map(|found| found.messages.into_iter().map(|letter| letter.id).collect::<Vec<_>>()),
-            (false, Verb::Retry) => context.queue.retry(&filter).await,
-            (false, Verb::Delete) => context.queue.delete(&filter, &detail).await,
-            (false, Verb::Hold) => context.queue.hold(&filter, true, &detail).await,
-            (false, Verb::Bounce) => context.queue.bounce(&filter, &tell, &detail).await,
-            (false, Verb::Release) => context.queue.hold(&filter, false, &detail).await,
+        let after = request.after.get(&context.node_name).cloned();
+        let after = ids(&after.into_iter().collect::<Vec<_>>())?.into_iter().next();
+        let failed = |error| internal("the queue cannot be changed", error);
+        let (chosen, more) = context.queue.choose(&filter, after, CHANGES_MAX).await.map_err(failed)?;
+        let changed = if options.dry_run {
+            chosen
+        } else {
+            do_here(context, verb, &filter, chosen, to.as_ref(), &tell, &detail).await.map_err(failed)?
         };
-        let changed = changed.map_err(|error| internal("the queue cannot be changed", error))?;
-        if verb == Verb::Delete && !options.dry_run && !changed.is_empty() {
-            tracing::info!(count = changed.len(), %detail, "letters deleted by an administrator");
-        }
         reply.changed = changed.len() as u64;
         reply.ids = changed.iter().map(ToString::to_string).collect();
+        reply.more.extend(more.map(|id| (context.node_name.clone(), id.to_string())));
     }
     if !request.this_node_only {
         let mut asked = forward(&request);
@@ -264,13 +299,15 @@ pub(super) async fn change(
         said.reason = format!("{} {}", actor.who, said.reason).trim().to_owned();
         asked.options = Some(said);
         asked.tell_sender = tell;
-        let (came, unreachable) = ask(context, &request.node, |mut client| {
+        let wanted = |name: &str| (request.node.is_empty() || name == request.node) && goes_on(name);
+        let (came, unreachable) = ask_some(context, wanted, |mut client| {
             let asked = asked.clone();
             async move {
                 match verb {
                     Verb::Retry => client.queue_retry(Request::new(asked)).await,
                     Verb::Delete => client.queue_delete(Request::new(asked)).await,
                     Verb::Bounce => client.queue_bounce(Request::new(asked)).await,
+                    Verb::Redirect => client.queue_redirect(Request::new(asked)).await,
                     Verb::Hold => client.queue_hold(Request::new(asked)).await,
                     Verb::Release => client.queue_release(Request::new(asked)).await,
                 }
@@ -280,10 +317,47 @@ pub(super) async fn change(
         for other in came {
             reply.changed += other.changed;
             reply.ids.extend(other.ids);
+            reply.more.extend(other.more);
         }
         reply.unreachable = unreachable;
     }
     Ok(reply)
+}
+
+/// Does it to letters of this node. Answers which were changed.
+async fn do_here(
+    context: &Context,
+    verb: Verb,
+    filter: &QueueFilter,
+    chosen: Vec<MessageId>,
+    to: Option<&SmartHost>,
+    tell: &str,
+    detail: &str,
+) -> Result<Vec<MessageId>, QueueError> {
+    let queue = &context.queue;
+    let (word, changed) = match verb {
+        Verb::Retry => {
+            queue.retry(&chosen);
+            ("retried", chosen)
+        }
+        Verb::Delete => ("deleted", queue.delete(&chosen, detail).await?),
+        Verb::Hold => ("held", queue.hold(&chosen, true, detail).await?),
+        Verb::Bounce => ("returned", queue.bounce(&chosen, filter, tell, detail).await?),
+        Verb::Redirect => {
+            // Whom the filter names is whom it is about: the others of the letter go on as they did.
+            let domains: Vec<Domain> = match (&filter.domain, &filter.recipient) {
+                (Some(domain), _) => vec![domain.clone()],
+                (None, Some(path)) => Mailbox::parse(path).map(|found| found.domain().clone()).into_iter().collect(),
+                (None, None) => Vec::new(),
+            };
+            ("redirected", queue.redirect(&chosen, to, &domains, detail).await?)
+        }
+        Verb::Release => ("released", queue.hold(&chosen, false, detail).await?),
+    };
+    if !changed.is_empty() {
+        tracing::info!(verb = word, count = changed.len(), %detail, "queue changed by an administrator");
+    }
+    Ok(changed)
 }
 
 /// Follows letters over all nodes.

@@ -22,7 +22,7 @@ pub(super) async fn shape(
     let wanted = request.filter.clone().unwrap_or_default();
     let meant = filter(&wanted)?;
     let by = ShapeBy::parse(&request.by).ok_or_else(|| {
-        let cause = "letters are put together by domain, connector, sender or node";
+        let cause = "letters are put together by domain, connector, sender, node or error";
         invalid("PH-QUEUE-005", format!("\"{}\" is no way to put letters together", request.by), cause, "--by domain")
     })?;
     if !wanted.node.is_empty() {
@@ -111,6 +111,8 @@ fn shown_out(shown: ShownLetter) -> v1::QueueShowReply {
             last_reply: recipient.last_reply.clone(),
         }
     });
+    let redirected_at = record.redirect.as_ref().map(|it| rfc3339(it.at_ms)).unwrap_or_default();
+    let redirect = record.redirect.clone().unwrap_or_default();
     v1::QueueShowReply {
         found: true,
         message: Some(letter_out(listed)),
@@ -121,6 +123,10 @@ fn shown_out(shown: ShownLetter) -> v1::QueueShowReply {
         held_by: record.held.as_ref().map(|held| held.by.clone()).unwrap_or_default(),
         held_at: record.held.as_ref().map(|held| rfc3339(held.at_ms)).unwrap_or_default(),
         header: String::from_utf8_lossy(&header).into_owned(),
+        redirected_to: redirect.to,
+        redirected_domains: redirect.domains.iter().map(ToString::to_string).collect(),
+        redirected_by: redirect.by,
+        redirected_at,
         unreachable: Vec::new(),
     }
 }

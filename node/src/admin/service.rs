@@ -581,6 +581,16 @@ impl Admin for AdminService {
             .map(Response::new)
     }
 
+    async fn queue_redirect(
+        &self,
+        request: Request<v1::QueueRequest>,
+    ) -> Result<Response<v1::QueueChangeReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Redirect)
+            .await
+            .map(Response::new)
+    }
+
     async fn queue_hold(&self, request: Request<v1::QueueRequest>) -> Result<Response<v1::QueueChangeReply>, Status> {
         let (context, actor) = self.open(&request)?;
         super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Hold).await.map(Response::new)

@@ -272,6 +272,22 @@ impl SendConnector {
         }
     }
 
+    /// The way of a letter that an administrator sends to `host` instead: as its route says, but for what belongs to the
+    /// route's own next hops, such as the credential, which is nobody else's to see.
+    #[must_use]
+    pub fn redirected(base: Option<&Self>, host: SmartHost) -> Self {
+        let base = base.cloned().unwrap_or_default();
+        Self {
+            name: format!("{} redirected to {}", base.name, host.address()).trim_start().to_owned(),
+            mx: false,
+            smart_hosts: vec![host],
+            tls_names: Vec::new(),
+            tls_ca_pem: String::new(),
+            auth: None,
+            ..base
+        }
+    }
+
     /// Checks everything that the send connector alone can tell.
     ///
     /// # Errors
@@ -593,6 +609,19 @@ mod tests {
             change(&mut route);
             assert_eq!(route.check(), Err(expected));
         }
+    }
+
+    #[test]
+    fn a_redirected_letter_keeps_the_manners_of_its_route_and_none_of_its_secrets() {
+        let mut base = SendConnector::new("partner");
+        (base.mx, base.tls, base.fqdn) = (true, SendTls::Verified, Some("relay.example".into()));
+        base.auth = Some(RouteAuth { user: "u".into(), sealed_password: "x".into() });
+        base.tls_names = vec!["mx.example".into()];
+        let host: SmartHost = "10.1.2.3:26".parse().unwrap();
+        let way = SendConnector::redirected(Some(&base), host.clone());
+        assert_eq!((way.mx, way.tls, way.fqdn.as_deref()), (false, SendTls::Verified, Some("relay.example")));
+        assert_eq!((way.auth, way.tls_names.len(), way.smart_hosts), (None, 0, vec![host.clone()]));
+        assert_eq!(SendConnector::redirected(None, host).name, "redirected to 10.1.2.3:26");
     }
 
     #[test]

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::LetterState;
+use super::find::Found;
 use super::lanes::Lanes;
 use super::slots::Slots;
-use crate::connector::{LetterFacts, SendConnector};
+use super::{LetterState, QueueFilter};
+use crate::connector::{LetterFacts, SendConnector, SmartHost};
 use crate::mail::{Domain, ReversePath};
-use crate::spool::{Arrival, MessageId};
+use crate::spool::{Arrival, MessageId, Redirect};
 
 /// Finds the route of a letter.
 pub(super) type FindRoute<'a> = &'a dyn Fn(LetterFacts<'_>) -> Option<Arc<SendConnector>>;
@@ -40,6 +41,7 @@ struct Origin {
     sender: ReversePath,
     connector: String,
     source: IpAddr,
+    redirect: Option<Redirect>,
 }
 
 #[derive(Debug)]
@@ -125,7 +127,8 @@ impl Book {
             self.due.push(Reverse((first, arrival.id)));
         }
         self.bytes += arrival.size;
-        let origin = Origin { sender: arrival.sender, connector: arrival.connector, source: arrival.source };
+        let Arrival { sender, connector, source, redirect, .. } = arrival;
+        let origin = Origin { sender, connector, source, redirect };
         let origin = self.origins.hold(origin);
         let entry = Entry { size: arrival.size, origin, held: arrival.held, parts };
         self.counts[entry.state() as usize] += 1;
@@ -148,7 +151,7 @@ impl Book {
                 if unreached {
                     self.lanes.forget_unreached(before, id);
                 }
-                let lane = self.lanes.of(find(origin.facts(&name)), &name);
+                let lane = self.lanes.of(origin.route(&name, find), &name);
                 self.set(id, domain, |part| {
                     (part.state, part.lane, part.unreached) = (LetterState::Ready, lane, false);
                 });
@@ -295,6 +298,31 @@ impl Book {
         }
     }
 
+    /// Sends these letters elsewhere, or again where their routes do: what waits is due at once, what is under way
+    /// finishes first.
+    pub(super) fn redirect(&mut self, ids: &[MessageId], redirect: Option<&Redirect>, now_ms: i64) {
+        for id in ids {
+            let Some(entry) = self.letters.get_mut(id) else { continue };
+            let Some(known) = self.origins.value(entry.origin).map(Arc::clone) else { continue };
+            let before = entry.origin;
+            entry.origin = self.origins.hold(Origin {
+                sender: known.sender.clone(),
+                connector: known.connector.clone(),
+                source: known.source,
+                redirect: redirect.cloned(),
+            });
+            self.origins.release(before);
+            self.counts[entry.state() as usize] -= 1;
+            for part in &mut entry.parts {
+                if matches!(part.state, LetterState::Retry | LetterState::Ready) {
+                    (part.state, part.due_ms) = (LetterState::Retry, part.due_ms.min(now_ms));
+                }
+            }
+            self.counts[entry.state() as usize] += 1;
+            self.due.push(Reverse((now_ms, *id)));
+        }
+    }
+
     /// Takes up new routes: what was in line is put in line anew, and what waits for a domain whose route changed is
     /// due at once.
     pub(super) fn change_routes(&mut self, now_ms: i64, old: FindRoute<'_>, new: FindRoute<'_>) {
@@ -308,7 +336,7 @@ impl Book {
                 let wakes = part.state == LetterState::Retry
                     && domains
                         .value(part.domain)
-                        .is_some_and(|name| old(origin.facts(name)) != new(origin.facts(name)));
+                        .is_some_and(|name| origin.route(name, old) != origin.route(name, new));
                 if part.state == LetterState::Ready || wakes {
                     (part.state, part.due_ms) = (LetterState::Retry, part.due_ms.min(now_ms));
                     touched = true;
@@ -355,13 +383,62 @@ impl Book {
         self.bytes
     }
 
-    /// Every letter, oldest first: id, size, state, when it is due next, and its domains.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (MessageId, u64, LetterState, i64, Vec<&Domain>)> {
-        self.letters.iter().map(|(id, entry)| {
-            let due = entry.parts.iter().map(|part| part.due_ms).min().unwrap_or(0);
-            let domains = entry.parts.iter().filter_map(|part| self.domains.value(part.domain).map(|name| &**name));
-            (*id, entry.size, entry.state(), due, domains.collect())
-        })
+    /// The letters after `after` that `filter` means by what is known here, oldest first: at most `found_max`, among at
+    /// most `looks_max`. Also the last one looked at, unless that was the end.
+    pub(super) fn page(
+        &self,
+        filter: &QueueFilter,
+        after: Option<MessageId>,
+        found_max: usize,
+        looks_max: usize,
+    ) -> (Vec<Found>, Option<MessageId>) {
+        let mut found = Vec::new();
+        let first = filter.accepted_since_ms.map_or(MessageId(0), MessageId::first_at);
+        let first = after.map_or(first, |after| first.max(MessageId(after.0.saturating_add(1))));
+        let end = filter.accepted_before_ms.map_or(MessageId(u64::MAX), MessageId::first_at);
+        if first >= end {
+            return (found, None);
+        }
+        let mut looks = 0;
+        let mut look = |id: MessageId, entry: &Entry| {
+            found.extend(self.seen(filter, id, entry));
+            looks += 1;
+            (found.len() >= found_max || looks >= looks_max).then_some(id)
+        };
+        let stopped = if filter.ids.is_empty() {
+            self.letters.range(first..end).find_map(|(id, entry)| look(*id, entry))
+        } else {
+            let mut ids: Vec<_> = filter.ids.iter().copied().filter(|id| (first..end).contains(id)).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            ids.into_iter().filter_map(|id| Some((id, self.letters.get(&id)?))).find_map(|(id, entry)| look(id, entry))
+        };
+        (found, stopped)
+    }
+
+    /// The letter, if `filter` means it.
+    fn seen(&self, filter: &QueueFilter, id: MessageId, entry: &Entry) -> Option<Found> {
+        let state = entry.state();
+        if filter.state.is_some_and(|wanted| wanted != state) {
+            return None;
+        }
+        let same = |wanted: &Option<String>, found: &dyn Fn() -> String| {
+            wanted.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(&found()))
+        };
+        let origin = self.origins.value(entry.origin)?;
+        let meant = same(&filter.connector, &|| origin.connector.clone())
+            && same(&filter.sender, &|| origin.sender.to_string())
+            && filter.client.is_none_or(|range| range.contains(origin.source));
+        if !meant {
+            return None;
+        }
+        let domains: Vec<_> =
+            entry.parts.iter().filter_map(|part| self.domains.value(part.domain).map(Arc::clone)).collect();
+        if filter.domain.as_ref().is_some_and(|wanted| domains.iter().all(|domain| **domain != *wanted)) {
+            return None;
+        }
+        let due_ms = entry.parts.iter().map(|part| part.due_ms).min().unwrap_or(0);
+        Some(Found { id, size: entry.size, state, due_ms, domains, record: None })
     }
 
     /// Who sent a letter, and which receive connector took it.
@@ -400,6 +477,19 @@ impl Origin {
     fn facts<'a>(&'a self, domain: &'a Domain) -> LetterFacts<'a> {
         LetterFacts { domain, sender: &self.sender, connector: &self.connector }
     }
+
+    /// Which way letters to `domain` go: as an administrator says, else as `find` does.
+    fn route(&self, domain: &Domain, find: FindRoute<'_>) -> Option<Arc<SendConnector>> {
+        let found = find(self.facts(domain));
+        match self.redirect.as_ref().filter(|redirect| redirect.is_about(domain)) {
+            None => found,
+            // What cannot be read goes nowhere: the way that an administrator did not want is the wrong one.
+            Some(redirect) => {
+                let host: SmartHost = redirect.to.parse().ok()?;
+                Some(Arc::new(SendConnector::redirected(found.as_deref(), host)))
+            }
+        }
+    }
 }
 
 impl Entry {
@@ -430,6 +520,7 @@ mod tests {
             connector: "default".to_owned(),
             source: IpAddr::from([192, 0, 2, 1]),
             held: false,
+            redirect: None,
             domains: domains.iter().map(|name| (Some(domain(name)), 0)).collect(),
         }
     }
@@ -553,6 +644,43 @@ mod tests {
         let job = book.next_job(NOW).unwrap();
         assert_eq!(job.route.unwrap().name, "all");
         assert!(book.next_job(NOW).is_none());
+    }
+
+    #[test]
+    fn a_redirected_letter_goes_there_until_it_is_sent_back_and_only_its_part() {
+        let mut book = book(10);
+        book.add(arrival(1, &["a.example", "b.example"]));
+        book.add(arrival(2, &["a.example"]));
+        book.make_ready(1, &one);
+        let to = |domains: &[&str]| Redirect {
+            to: "10.1.2.3:26".to_owned(),
+            domains: domains.iter().map(|name| domain(name)).collect(),
+            at_ms: 0,
+            by: "admin".to_owned(),
+        };
+        book.redirect(&[MessageId(1)], Some(&to(&["a.example"])), 2);
+        assert_eq!(book.count(LetterState::Retry), 1);
+        book.make_ready(2, &one);
+        let way =
+            |job: &Job| job.route.as_ref().map(|route| route.smart_hosts.iter().map(|host| host.address()).collect());
+        let mut jobs: Vec<(u64, String, Vec<String>)> = std::iter::from_fn(|| book.next_job(NOW))
+            .map(|job| (job.id.0, job.domains[0].to_string(), way(&job).unwrap()))
+            .collect();
+        jobs.sort();
+        let there = vec!["10.1.2.3:26".to_owned()];
+        let part = |id, name: &str, way: &[String]| (id, name.to_owned(), way.to_vec());
+        assert_eq!(jobs, [part(1, "a.example", &there), part(1, "b.example", &[]), part(2, "a.example", &[])]);
+        // What is under way finishes; then it goes by its routes again.
+        book.redirect(&[MessageId(1)], None, 3);
+        for name in ["a.example", "b.example"] {
+            book.settle(&job(1), [(domain(name), Some(Again::at(4)))]);
+        }
+        book.make_ready(4, &one);
+        let again = book.next_job(NOW).unwrap();
+        assert_eq!((again.id.0, way(&again), again.domains.len()), (1, Some(vec![]), 2));
+        book.remove(MessageId(1));
+        book.remove(MessageId(2));
+        assert_eq!(book.origins.len(), 0);
     }
 
     #[test]

@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::book::Book;
+use super::find::{Found, Search};
+use super::shape::last_error;
 use super::{
     LetterState, MESSAGES, OLDEST_AGE_SECONDS, QueueDeps, QueueError, QueueFilter, QueueList, QueueSummary,
     QueuedMessage, worker,
@@ -18,13 +20,11 @@ use crate::connector::{LetterFacts, SendConnector};
 use crate::mail::{Domain, Mailbox};
 use crate::outbound::Outbound;
 use crate::shutdown::Scope;
-use crate::spool::{MessageId, Record, Spool, SpoolError};
+use crate::spool::{Record, Spool};
 use crate::state::StateView;
 
 /// The longest sleep: whatever was missed is noticed then.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// Records read at a time when a filter asks for what only they know.
-const RECORDS_AT_ONCE: usize = 256;
 
 /// What the workers and the handle share.
 pub(super) struct Shared {
@@ -117,18 +117,13 @@ pub struct QueueHandle {
     shared: Arc<Shared>,
 }
 
-/// What the book knows of a letter that a filter means.
-pub(super) struct Found {
-    pub(super) id: MessageId,
-    size: u64,
-    state: LetterState,
-    due_ms: i64,
-    pub(super) domains: Vec<Domain>,
-}
-
 impl QueueHandle {
     pub(super) fn book(&self) -> MutexGuard<'_, Book> {
         self.shared.book()
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     pub(super) fn spool(&self) -> &Spool {
@@ -183,14 +178,20 @@ impl QueueHandle {
     pub async fn summary(&self, filter: &QueueFilter) -> Result<QueueSummary, QueueError> {
         let mut summary = QueueSummary::default();
         let now = now_ms();
-        for found in self.find(filter).await? {
-            summary.messages += 1;
-            summary.bytes += found.size;
-            *summary.by_state.entry(found.state.as_str().to_owned()).or_default() += 1;
-            for domain in found.domains {
-                *summary.by_domain.entry(domain.to_string()).or_default() += 1;
+        let mut search = Search::new(filter);
+        while let Some(page) = self.next_page(&mut search).await? {
+            for Found { id, size, state, domains, .. } in page {
+                summary.messages += 1;
+                summary.bytes += size;
+                *summary.by_state.entry(state.as_str().to_owned()).or_default() += 1;
+                for domain in domains {
+                    match summary.by_domain.get_mut(domain.as_str()) {
+                        Some(count) => *count += 1,
+                        None => drop(summary.by_domain.insert(domain.to_string(), 1)),
+                    }
+                }
+                summary.oldest_age_ms = summary.oldest_age_ms.max(now.saturating_sub(id.made_at_ms()));
             }
-            summary.oldest_age_ms = summary.oldest_age_ms.max(now.saturating_sub(found.id.made_at_ms()));
         }
         Ok(summary)
     }
@@ -200,15 +201,19 @@ impl QueueHandle {
     /// # Errors
     /// When the spool cannot be read.
     pub async fn list(&self, filter: &QueueFilter, limit: usize) -> Result<QueueList, QueueError> {
-        let found = self.find(filter).await?;
-        let matched = found.len() as u64;
-        let shown: Vec<Found> = found.into_iter().take(limit).collect();
-        let records = self.shared.spool.records(shown.iter().map(|found| found.id).collect()).await?;
-        let messages = records.iter().filter_map(|record| {
-            let found = shown.iter().find(|found| found.id == record.id)?;
-            Some(self.listed(found, record))
-        });
-        Ok(QueueList { messages: messages.collect(), matched })
+        let mut listed = QueueList::default();
+        let mut search = Search::new(filter);
+        search.with_records = limit > 0;
+        while let Some(page) = self.next_page(&mut search).await? {
+            for found in page {
+                listed.matched += 1;
+                if let (true, Some(record)) = (listed.messages.len() < limit, &found.record) {
+                    listed.messages.push(self.listed(&found, record));
+                }
+            }
+            search.with_records = listed.messages.len() < limit;
+        }
+        Ok(listed)
     }
 
     fn listed(&self, found: &Found, record: &Record) -> QueuedMessage {
@@ -225,127 +230,8 @@ impl QueueHandle {
             received_at_ms: record.received_at_ms,
             next_attempt_at_ms: found.due_ms.max(record.received_at_ms),
             attempts: pending.iter().map(|recipient| recipient.attempts).max().unwrap_or(0),
-            last_error: pending
-                .iter()
-                .find(|recipient| !recipient.last_reply.is_empty())
-                .map(|recipient| recipient.last_reply.clone())
-                .unwrap_or_default(),
+            last_error: last_error(record),
             message_id: record.message_id.clone(),
         }
     }
-
-    /// Makes the letters that `filter` means due now. Answers which.
-    ///
-    /// # Errors
-    /// When nothing was chosen, or the spool cannot be read.
-    pub async fn retry(&self, filter: &QueueFilter) -> Result<Vec<MessageId>, QueueError> {
-        let ids = self.chosen(filter).await?;
-        // Who asks for it now does not want to hear what a next hop said a minute ago.
-        self.shared.deps.outbound.health.forget();
-        self.shared.book().retry(&ids, now_ms());
-        self.shared.wake.notify_one();
-        Ok(ids)
-    }
-
-    /// Keeps the letters that `filter` means back until they are released, or lets them go on at once. What is under way
-    /// finishes. Answers which were changed.
-    ///
-    /// # Errors
-    /// When nothing was chosen, or the spool fails: what was changed before stays changed.
-    pub async fn hold(&self, filter: &QueueFilter, held: bool, by: &str) -> Result<Vec<MessageId>, QueueError> {
-        let mut changed = Vec::new();
-        for id in self.chosen(filter).await? {
-            // Durable first: a letter that only the memory keeps back would leave at the next start.
-            if self.shared.spool.hold(id, now_ms(), held, by).await? {
-                changed.push(id);
-            }
-        }
-        self.shared.book().hold(&changed, held, now_ms());
-        self.shared.wake.notify_one();
-        Ok(changed)
-    }
-
-    /// Returns the letters that `filter` means to their senders, with a report that says `why`. What is under way is left
-    /// alone. Answers which were returned.
-    ///
-    /// # Errors
-    /// When nothing was chosen, or the spool fails: what was returned before stays returned.
-    pub async fn bounce(&self, filter: &QueueFilter, why: &str, by: &str) -> Result<Vec<MessageId>, QueueError> {
-        let mut returned = Vec::new();
-        for id in self.chosen(filter).await? {
-            let Some(job) = self.shared.book().take(id) else { continue };
-            if worker::bounce(&self.shared, &job, why).await? {
-                tracing::info!(message.id = %id, by, "letter returned by an administrator");
-                returned.push(id);
-            }
-        }
-        Ok(returned)
-    }
-
-    /// Removes the letters that `filter` means for good, without a report; `by` goes into their traces. Answers which.
-    ///
-    /// # Errors
-    /// When nothing was chosen, or the spool fails: what was removed before stays removed.
-    pub async fn delete(&self, filter: &QueueFilter, by: &str) -> Result<Vec<MessageId>, QueueError> {
-        let mut deleted = Vec::new();
-        for id in self.chosen(filter).await? {
-            if self.shared.spool.delete(id, now_ms(), by).await? {
-                metrics::counter!(super::FINISHED_TOTAL, "result" => "deleted").increment(1);
-                deleted.push(id);
-            }
-            self.shared.book().remove(id);
-        }
-        Ok(deleted)
-    }
-
-    async fn chosen(&self, filter: &QueueFilter) -> Result<Vec<MessageId>, QueueError> {
-        if !filter.is_chosen() {
-            return Err(QueueError::NothingChosen);
-        }
-        Ok(self.find(filter).await?.into_iter().map(|found| found.id).collect())
-    }
-
-    /// The letters that `filter` means: first by what is in memory, then, where it asks for more, by their records.
-    pub(super) async fn find(&self, filter: &QueueFilter) -> Result<Vec<Found>, SpoolError> {
-        let found: Vec<Found> = {
-            let book = self.shared.book();
-            let meant = book.iter().filter(|(id, _, state, _, domains)| {
-                (filter.ids.is_empty() || filter.ids.contains(id))
-                    && filter.state.is_none_or(|wanted| wanted == *state)
-                    && filter.domain.as_ref().is_none_or(|wanted| domains.contains(&wanted))
-            });
-            meant
-                .map(|(id, size, state, due_ms, domains)| {
-                    let domains = domains.into_iter().cloned().collect();
-                    Found { id, size, state, due_ms, domains }
-                })
-                .collect()
-        };
-        if filter.sender.is_none() && filter.recipient.is_none() && filter.connector.is_none() {
-            return Ok(found);
-        }
-        let mut kept = Vec::new();
-        let mut rest = found.into_iter().peekable();
-        while rest.peek().is_some() {
-            let batch: Vec<Found> = rest.by_ref().take(RECORDS_AT_ONCE).collect();
-            let records = self.shared.spool.records(batch.iter().map(|found| found.id).collect()).await?;
-            kept.extend(
-                batch
-                    .into_iter()
-                    .filter(|found| records.iter().any(|record| record.id == found.id && is_meant(filter, record))),
-            );
-        }
-        Ok(kept)
-    }
-}
-
-/// Whether a record fits what only records know.
-fn is_meant(filter: &QueueFilter, record: &Record) -> bool {
-    let same =
-        |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(found));
-    same(&filter.sender, &record.reverse_path.to_string())
-        && same(&filter.connector, &record.connector)
-        && filter.recipient.as_ref().is_none_or(|wanted| {
-            record.pending().any(|(_, recipient)| recipient.path.to_string().eq_ignore_ascii_case(wanted))
-        })
 }

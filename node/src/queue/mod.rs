@@ -2,7 +2,9 @@
 //! next hop delays nobody else. The spool is the truth; this room only remembers when to look at it again.
 
 mod book;
+mod change;
 mod fair;
+mod find;
 mod fit;
 mod lanes;
 mod manager;
@@ -28,6 +30,7 @@ pub use schedule::{
 pub use shape::{SHAPE_MINUTES, SHAPE_ROWS_MAX, ShapeBy, ShapeRow, ShownLetter};
 pub use test_route::TestedRoute;
 
+use crate::connector::RemoteIpRange;
 use crate::mail::Domain;
 use crate::outbound::Outbound;
 use crate::spool::{MessageId, SpoolError};
@@ -132,8 +135,18 @@ pub struct QueueFilter {
     pub recipient: Option<String>,
     /// Taken by this receive connector.
     pub connector: Option<String>,
+    /// From a device in this range.
+    pub client: Option<RemoteIpRange>,
+    /// Brought with this credential, in any case.
+    pub credential: Option<String>,
+    /// Accepted before, in unix milliseconds.
+    pub accepted_before_ms: Option<i64>,
+    /// Accepted then or later, in unix milliseconds.
+    pub accepted_since_ms: Option<i64>,
     /// In this state.
     pub state: Option<LetterState>,
+    /// With this in what the last attempt brought a recipient that waits, in any case.
+    pub error: Option<String>,
     /// Said aloud that all are meant: changes need this or another field.
     pub all: bool,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::manager::Found;
+use super::find::{Found, Search};
 use super::{QueueError, QueueFilter, QueueHandle, QueuedMessage};
 use crate::clock::now_ms;
 use crate::mail::dsn::DSN_HEADER_BYTES_MAX;
@@ -25,6 +25,8 @@ pub enum ShapeBy {
     Sender,
     /// The node.
     Node,
+    /// What the last attempt brought.
+    Error,
 }
 
 impl ShapeBy {
@@ -36,6 +38,7 @@ impl ShapeBy {
             "connector" => Some(Self::Connector),
             "sender" => Some(Self::Sender),
             "node" => Some(Self::Node),
+            "error" => Some(Self::Error),
             _ => None,
         }
     }
@@ -71,22 +74,24 @@ impl QueueHandle {
     /// # Errors
     /// When the spool cannot be read.
     pub async fn shape(&self, filter: &QueueFilter, by: ShapeBy) -> Result<(Vec<ShapeRow>, u64), QueueError> {
-        let found = self.find(filter).await?;
-        let letters = found.len() as u64;
-        let mut rows: BTreeMap<String, (ShapeRow, MessageId)> = BTreeMap::new();
-        {
-            let book = self.book();
-            for letter in &found {
+        let (mut letters, mut rows) = (0, BTreeMap::<String, (ShapeRow, MessageId)>::new());
+        let mut search = Search::new(filter);
+        search.with_records = by == ShapeBy::Error;
+        while let Some(page) = self.next_page(&mut search).await? {
+            let (now, book) = (now_ms(), self.book());
+            for letter in &page {
+                letters += 1;
                 let keys: Vec<String> = match by {
                     ShapeBy::Domain => letter.domains.iter().map(ToString::to_string).collect(),
                     ShapeBy::Node => vec![self.node_name().to_owned()],
                     ShapeBy::Connector => book.origin(letter.id).map(|(_, name)| name.to_owned()).into_iter().collect(),
                     ShapeBy::Sender => book.origin(letter.id).map(|(from, _)| from.to_string()).into_iter().collect(),
+                    ShapeBy::Error => letter.record.iter().map(|record| last_error(record)).collect(),
                 };
                 for key in keys {
                     let (row, oldest) = rows.entry(key).or_insert_with(|| (ShapeRow::default(), letter.id));
                     row.total += 1;
-                    row.by_age[place(letter, now_ms())] += 1;
+                    row.by_age[place(letter, now)] += 1;
                     *oldest = letter.id.min(*oldest);
                 }
             }
@@ -97,8 +102,7 @@ impl QueueHandle {
         let records = self.spool().records(rows.iter().map(|(_, id)| *id).collect()).await?;
         for (row, id) in &mut rows {
             let record = records.iter().find(|record| record.id == *id);
-            let said = record.and_then(|record| record.pending().find(|(_, one)| !one.last_reply.is_empty()));
-            row.last_error = said.map(|(_, one)| one.last_reply.clone()).unwrap_or_default();
+            row.last_error = record.map(last_error).unwrap_or_default();
         }
         Ok((rows.into_iter().map(|(row, _)| row).collect(), letters))
     }
@@ -115,6 +119,12 @@ impl QueueHandle {
         let header = if header { letter.body.into_header(DSN_HEADER_BYTES_MAX).await? } else { Vec::new() };
         Ok(Some(ShownLetter { listed, record, header }))
     }
+}
+
+/// What a recipient that waits heard last.
+pub(super) fn last_error(record: &Record) -> String {
+    let heard = record.pending().find(|(_, recipient)| !recipient.last_reply.is_empty());
+    heard.map(|(_, recipient)| recipient.last_reply.clone()).unwrap_or_default()
 }
 
 fn place(letter: &Found, now_ms: i64) -> usize {

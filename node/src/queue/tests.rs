@@ -1,6 +1,8 @@
 //! The queue on a real spool, with next hops on loopback that do what they are told.
 #![allow(clippy::unwrap_used)]
 
+mod million;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -94,6 +96,11 @@ impl Bench {
         id
     }
 
+    /// The letters that `filter` means.
+    async fn chosen(&self, filter: &QueueFilter) -> Vec<MessageId> {
+        self.queue.choose(filter, None, usize::MAX).await.unwrap().0
+    }
+
     async fn emptied(&self) {
         // The spool is the truth: the queue hears of a letter, and of a report, a moment after it is durable.
         wait("the queue empties", || self.spool.stats().letters == 0 && self.queue.is_empty()).await;
@@ -172,8 +179,9 @@ async fn a_held_letter_stays_through_a_restart_and_leaves_when_it_is_released() 
     bench.put("a@corp.example", &["x@x.example"], LETTER).await;
     wait("the letter is there", || bench.queue.len() == 1).await;
     let all = QueueFilter { all: true, ..QueueFilter::default() };
-    let held = bench.queue.hold(&all, true, "admin: checking").await.unwrap();
-    assert_eq!((held.len(), bench.queue.hold(&all, true, "again").await.unwrap().len()), (1, 0));
+    let ids = bench.chosen(&all).await;
+    let held = bench.queue.hold(&ids, true, "admin: checking").await.unwrap();
+    assert_eq!((held.len(), bench.queue.hold(&ids, true, "again").await.unwrap().len()), (1, 0));
     // What was under way finishes first.
     wait("the letter is held", || bench.queue.book().count(LetterState::Held) == 1).await;
     hop.manner.lock().unwrap().after_dot = "250 ok";
@@ -187,11 +195,154 @@ async fn a_held_letter_stays_through_a_restart_and_leaves_when_it_is_released() 
     let shown = bench.queue.show(held[0], true).await.unwrap().unwrap();
     assert_eq!((shown.record.held.unwrap().by.as_str(), &*shown.header), ("admin: checking", &b"Subject: x\r\n"[..]));
     assert!(bench.queue.show(MessageId(1), false).await.unwrap().is_none());
-    bench.queue.retry(&all).await.unwrap();
+    bench.queue.retry(&held);
     assert!(hop.taken().is_empty(), "a retry is not a release");
-    bench.queue.hold(&all, false, "admin: fine").await.unwrap();
+    bench.queue.hold(&held, false, "admin: fine").await.unwrap();
     bench.emptied().await;
     assert_eq!(hop.taken().len(), 1);
+    bench.stop().await;
+    scope.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_filter_means_its_letters_and_no_others_page_by_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let scope = Scope::new();
+    let hop = FakeHop::start(&scope, Manner { after_dot: "451 4.7.1 Greylisted for now", ..Manner::default() }).await;
+    let mut slow = route(&[hop.addr], SendTls::Off);
+    slow.retry.glitch_retry_interval_secs = Some(3600);
+    let bench = Bench::start(dir.path(), vec![slow], outbound(None)).await;
+    let now = crate::clock::now_ms();
+    let mut ids = Vec::new();
+    for (index, (source, user)) in
+        [("10.1.2.3", None), ("10.1.2.9", Some("erp")), ("10.9.9.9", None)].iter().enumerate()
+    {
+        let path = ForwardPath::try_from(format!("r{index}@x{index}.example")).unwrap();
+        let envelope = Envelope::new(ReversePath::try_from(format!("s{index}@corp.example")).unwrap(), [path]);
+        let mut new = message(envelope);
+        (new.source_addr, new.user) = (source.parse().unwrap(), user.map(str::to_owned));
+        new.connector = format!("c{index}");
+        let mut append = bench.spool.begin();
+        ids.push(append.id());
+        append.write(LETTER.to_vec()).await.unwrap();
+        append.commit(new).await.unwrap();
+    }
+    wait("all wait", || bench.queue.book().count(LetterState::Retry) == 3).await;
+    let none = QueueFilter::default;
+    let text = |text: &str| Some(text.to_owned());
+    let (a, b, c) = (ids[0], ids[1], ids[2]);
+    let cases = [
+        (QueueFilter { all: true, ..none() }, vec![a, b, c]),
+        (QueueFilter { ids: vec![c, a, c, MessageId(1)], ..none() }, vec![a, c]),
+        (QueueFilter { domain: Some(Domain::parse("x1.example").unwrap()), ..none() }, vec![b]),
+        (QueueFilter { sender: text("S2@corp.example"), ..none() }, vec![c]),
+        (QueueFilter { recipient: text("R0@x0.example"), ..none() }, vec![a]),
+        (QueueFilter { connector: text("C1"), ..none() }, vec![b]),
+        (QueueFilter { client: Some("10.1.2.0/24".parse().unwrap()), ..none() }, vec![a, b]),
+        (QueueFilter { client: Some("10.9.9.9".parse().unwrap()), ..none() }, vec![c]),
+        (QueueFilter { credential: text("ERP"), ..none() }, vec![b]),
+        (QueueFilter { accepted_before_ms: Some(now), ..none() }, vec![]),
+        (QueueFilter { accepted_before_ms: Some(now + 60_000), ..none() }, vec![a, b, c]),
+        (QueueFilter { accepted_since_ms: Some(now), ..none() }, vec![a, b, c]),
+        (QueueFilter { accepted_since_ms: Some(now + 60_000), ..none() }, vec![]),
+        (QueueFilter { state: Some(LetterState::Held), ..none() }, vec![]),
+        (QueueFilter { state: Some(LetterState::Retry), ..none() }, vec![a, b, c]),
+        (QueueFilter { error: text("greylisted"), ..none() }, vec![a, b, c]),
+        (QueueFilter { error: text("no such user"), ..none() }, vec![]),
+        (
+            QueueFilter {
+                error: text("greylisted"),
+                client: Some("10.1.2.0/24".parse().unwrap()),
+                sender: text("s1@corp.example"),
+                ..none()
+            },
+            vec![b],
+        ),
+    ];
+    for (filter, wanted) in cases {
+        assert_eq!(bench.chosen(&filter).await, wanted, "{filter:?}");
+        let listed = bench.queue.list(&filter, 10).await.unwrap();
+        let ids: Vec<_> = listed.messages.iter().map(|message| message.id).collect();
+        assert_eq!((ids, listed.matched), (wanted.clone(), wanted.len() as u64), "{filter:?}");
+        assert_eq!(bench.queue.summary(&filter).await.unwrap().messages, wanted.len() as u64, "{filter:?}");
+        // One at a time it comes to the same.
+        let (mut after, mut singly) = (None, Vec::new());
+        loop {
+            let (chosen, next) = bench.queue.choose(&filter, after, 1).await.unwrap();
+            singly.extend(chosen);
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(singly, wanted, "{filter:?}");
+    }
+    assert_eq!(bench.queue.choose(&none(), None, 1).await, Err(QueueError::NothingChosen));
+    let (rows, _) = bench.queue.shape(&QueueFilter { all: true, ..none() }, ShapeBy::Error).await.unwrap();
+    assert_eq!((rows.len(), rows[0].total), (1, 3));
+    assert!(rows[0].key.contains("Greylisted"), "{rows:?}");
+    bench.stop().await;
+    scope.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirected_letter_goes_elsewhere_also_after_a_restart_and_its_trace_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let scope = Scope::new();
+    let first = FakeHop::start(&scope, Manner { after_dot: "451 not here", ..Manner::default() }).await;
+    let other = FakeHop::start(&scope, Manner { after_dot: "451 not yet", ..Manner::default() }).await;
+    let routes = || {
+        let mut slow = route(&[first.addr], SendTls::Off);
+        slow.retry.glitch_retry_interval_secs = Some(3600);
+        vec![slow]
+    };
+    let bench = Bench::start(dir.path(), routes(), outbound(None)).await;
+    let id = bench.put("a@corp.example", &["x@x.example", "y@y.example"], LETTER).await;
+    wait("it waits", || bench.queue.book().count(LetterState::Retry) == 1).await;
+    let host = other.addr.to_string().parse().unwrap();
+    let only_x = [Domain::parse("x.example").unwrap()];
+    let by = "admin: first is down";
+    assert_eq!(bench.queue.redirect(&[id], Some(&host), &only_x, by).await.unwrap(), [id]);
+    assert!(bench.queue.redirect(&[id], Some(&host), &only_x, "again").await.unwrap().is_empty(), "it was so already");
+    let shown = bench.queue.show(id, false).await.unwrap().unwrap().record.redirect.unwrap();
+    assert_eq!((shown.to, shown.by.as_str()), (other.addr.to_string(), by));
+    wait("it waits again", || bench.queue.book().count(LetterState::Retry) == 1).await;
+    bench.stop().await;
+
+    for hop in [&first, &other] {
+        hop.manner.lock().unwrap().after_dot = "250 ok";
+    }
+    let bench = Bench::start(dir.path(), routes(), outbound(None)).await;
+    wait("the letter is there", || bench.queue.len() == 1).await;
+    bench.queue.retry(&[id]);
+    bench.emptied().await;
+    assert_eq!((&other.taken()[0].to, other.taken().len()), (&vec!["x@x.example".to_owned()], 1));
+    assert_eq!((&first.taken()[0].to, first.taken().len()), (&vec!["y@y.example".to_owned()], 1));
+    let trace = bench.spool.trace(TraceFilter { id: Some(id), limit: 1, ..TraceFilter::default() }).await.unwrap();
+    let event = trace[0].events.iter().find(|event| event.event.as_str() == "redirected").unwrap();
+    assert_eq!((&event.next_hop, event.detail.as_str()), (&other.addr.to_string(), by));
+    bench.stop().await;
+    scope.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_recipients_that_were_named_are_returned() {
+    let dir = tempfile::tempdir().unwrap();
+    let scope = Scope::new();
+    let hop = FakeHop::start(&scope, Manner { after_dot: "451 not yet", ..Manner::default() }).await;
+    let mut slow = route(&[hop.addr], SendTls::Off);
+    slow.retry.glitch_retry_interval_secs = Some(3600);
+    let bench = Bench::start(dir.path(), vec![slow], outbound(None)).await;
+    let id = bench.put("<>", &["x@x.example", "z@x.example", "y@y.example"], LETTER).await;
+    wait("it waits", || bench.queue.book().count(LetterState::Retry) == 1).await;
+    let whom = QueueFilter { recipient: Some("z@x.example".to_owned()), ..QueueFilter::default() };
+    assert_eq!(bench.queue.bounce(&[id], &whom, "gone", "admin").await.unwrap(), [id]);
+    hop.manner.lock().unwrap().after_dot = "250 ok";
+    bench.queue.retry(&[id]);
+    bench.emptied().await;
+    let mut taken: Vec<String> = hop.taken().into_iter().flat_map(|taken| taken.to).collect();
+    taken.sort();
+    assert_eq!(taken, ["x@x.example", "y@y.example"]);
     bench.stop().await;
     scope.end();
 }
@@ -337,7 +488,8 @@ async fn postmaster_has_a_reader_and_an_administrator_may_return_letters() {
     let to_x = QueueFilter { domain: Some(Domain::parse("x.example").unwrap()), ..QueueFilter::default() };
     // An attempt may be under way; then the letter is left alone.
     for _ in 0..1000 {
-        if !bench.queue.bounce(&to_x, "wrong printer", "admin").await.unwrap().is_empty() {
+        let ids = bench.chosen(&to_x).await;
+        if !bench.queue.bounce(&ids, &to_x, "wrong printer", "admin").await.unwrap().is_empty() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 use metrics::counter;
 
 use super::book::{Again, Job};
+use super::change::Whom;
 use super::fit::{Fit, fit};
 use super::manager::Shared;
 use super::report::{Told, report};
@@ -246,13 +247,15 @@ fn postmaster(shared: &Shared) -> Option<Mailbox> {
     shared.deps.view.borrow().state.settings.postmaster.clone()
 }
 
-/// Returns a letter to its sender because an administrator wants it. Answers whether anybody still waited for it.
-pub(super) async fn bounce(shared: &Shared, job: &Job, why: &str) -> Result<bool, SpoolError> {
+/// Returns a letter to its sender for those recipients, because an administrator wants it. Answers whether any of them
+/// still waited for it.
+pub(super) async fn bounce(shared: &Shared, job: &Job, whom: &Whom, why: &str) -> Result<bool, SpoolError> {
     let Some(letter) = shared.spool.open_letter(job.id).await? else {
         shared.book().remove(job.id);
         return Ok(false);
     };
-    let places: Places = letter.record.pending().map(|(index, _)| index).collect();
+    let pending = letter.record.pending();
+    let places: Places = pending.filter(|(_, one)| whom.means(&one.path)).map(|(index, _)| index).collect();
     let text = if why.is_empty() {
         "returned by an administrator".to_owned()
     } else {
@@ -368,13 +371,18 @@ async fn settle(shared: &Shared, job: &Job, record: &Record, places: &Places, de
     }
 }
 
-/// For each domain the first time one of its recipients is due again.
+/// For each domain the first time one of its recipients is due again: after what was decided, or as it was for those
+/// about whom nothing was.
 fn dues(record: &Record, decided: &[RecipientOutcome], own: &Domain) -> BTreeMap<Domain, i64> {
     let mut dues: BTreeMap<Domain, i64> = BTreeMap::new();
-    for outcome in decided.iter().filter(|outcome| outcome.state == RecipientState::Pending) {
-        let Some(recipient) = record.recipients.get(outcome.index) else { continue };
+    let decided: BTreeMap<usize, &RecipientOutcome> = decided.iter().map(|outcome| (outcome.index, outcome)).collect();
+    for (index, recipient) in record.pending() {
+        let at = match decided.get(&index) {
+            Some(outcome) if outcome.state == RecipientState::Pending => outcome.next_attempt_ms,
+            Some(_) => continue,
+            None => recipient.next_attempt_ms,
+        };
         let domain = recipient.path.domain().unwrap_or(own).clone();
-        let at = outcome.next_attempt_ms;
         dues.entry(domain).and_modify(|due| *due = at.min(*due)).or_insert(at);
     }
     dues

@@ -10,7 +10,7 @@ use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::record::{Held, cut};
+use super::record::{Held, Redirect, cut};
 use super::round::Round;
 use super::store::Store;
 use super::trace::TraceEvent;
@@ -37,6 +37,8 @@ pub(super) enum Change {
     Delete { id: MessageId, at_ms: i64, by: String, done: Answer<bool> },
     /// An administrator keeps a letter back, or lets it go on.
     Hold { id: MessageId, at_ms: i64, held: Option<Held>, by: String, done: Answer<bool> },
+    /// An administrator sends a letter elsewhere, or back on its way.
+    Redirect { id: MessageId, at_ms: i64, redirect: Option<Redirect>, by: String, done: Answer<bool> },
     /// A letter crashed a worker.
     Crashed { id: MessageId, at_ms: i64, done: Answer<bool> },
     /// A letter was found damaged.
@@ -222,6 +224,7 @@ impl Change {
             Self::Update { update, .. } => update.reports.iter().map(|report| report.bytes.len()).sum(),
             Self::Delete { .. }
             | Self::Hold { .. }
+            | Self::Redirect { .. }
             | Self::Crashed { .. }
             | Self::Quarantine { .. }
             | Self::Probe { .. }

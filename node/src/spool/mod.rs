@@ -29,7 +29,9 @@ pub use append::{Append, CHUNK_BYTES};
 pub use committer::{RecipientOutcome, Report, Update, Updated};
 pub use id::{MessageId, NotAMessageId};
 pub use reader::{BodyReader, Letter};
-pub use record::{FIRST_EPOCH, Held, NewMessage, RECORD_FORMAT, REPLY_BYTES_MAX, Recipient, RecipientState, Record};
+pub use record::{
+    FIRST_EPOCH, Held, NewMessage, RECORD_FORMAT, REPLY_BYTES_MAX, Recipient, RecipientState, Record, Redirect,
+};
 pub use recover::{QuarantinedLetter, RecoveryReport};
 pub use trace::{
     EVENTS_PER_LETTER_MAX, LETTERS_TRACED_MAX, TRACE_ANSWER_MAX, TRACE_KEPT_MS, TraceEvent, TraceFilter, TraceKind,
@@ -130,6 +132,8 @@ pub struct Arrival {
     pub source: IpAddr,
     /// Whether an administrator keeps it back.
     pub held: bool,
+    /// Where an administrator sends it.
+    pub redirect: Option<Redirect>,
     /// The domains of its pending recipients, each once, and when the first of them is due, in unix milliseconds.
     /// `None` is the bare `postmaster`.
     pub domains: Vec<(Option<Domain>, i64)>,
@@ -152,6 +156,7 @@ impl Arrival {
             connector: record.connector.clone(),
             source: record.source_addr,
             held: record.held.is_some(),
+            redirect: record.redirect.clone(),
             domains,
         }
     }
@@ -297,6 +302,23 @@ impl Spool {
         let by = cut(by, REPLY_BYTES_MAX).to_owned();
         let held = held.then(|| Held { at_ms, by: by.clone() });
         self.change(|done| Change::Hold { id, at_ms, held, by, done }).await
+    }
+
+    /// Sends a letter elsewhere from now on, or again where its routes do. `by` goes into the trace. Answers whether that
+    /// changed anything.
+    ///
+    /// # Errors
+    /// When the disk fails or the record is damaged.
+    pub async fn redirect(
+        &self,
+        id: MessageId,
+        at_ms: i64,
+        redirect: Option<Redirect>,
+        by: &str,
+    ) -> Result<bool, SpoolError> {
+        let by = cut(by, REPLY_BYTES_MAX).to_owned();
+        let redirect = redirect.map(|redirect| Redirect { by: by.clone(), ..redirect });
+        self.change(|done| Change::Redirect { id, at_ms, redirect, by, done }).await
     }
 
     /// Notes that a letter crashed a worker; the second time it is set aside. Answers whether it was.

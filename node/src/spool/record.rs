@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::MessageId;
-use crate::mail::{BodyType, Envelope, EnvelopeRecipient, ForwardPath, Notify, OriginalRecipient, Ret, ReversePath};
+use crate::mail::{
+    BodyType, Domain, Envelope, EnvelopeRecipient, ForwardPath, Notify, OriginalRecipient, Ret, ReversePath,
+};
 
 /// The first byte of a stored record. A reader refuses what it does not know instead of guessing.
 pub const RECORD_FORMAT: u8 = 1;
@@ -101,6 +103,9 @@ pub struct Record {
     /// An administrator keeps it back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held: Option<Held>,
+    /// An administrator sends it elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<Redirect>,
 }
 
 // serde hands over a reference.
@@ -116,6 +121,28 @@ pub struct Held {
     pub at_ms: i64,
     /// The administrator, with the reason given.
     pub by: String,
+}
+
+/// Where a letter goes instead of where its routes would send it, from now on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Redirect {
+    /// `host:port` of the next hop.
+    pub to: String,
+    /// The recipient domains that this is about; empty: every one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub domains: Vec<Domain>,
+    /// Since when, in unix milliseconds.
+    pub at_ms: i64,
+    /// The administrator, with the reason given.
+    pub by: String,
+}
+
+impl Redirect {
+    /// Whether it is about recipients of `domain`.
+    #[must_use]
+    pub fn is_about(&self, domain: &Domain) -> bool {
+        self.domains.is_empty() || self.domains.contains(domain)
+    }
 }
 
 /// One recipient and what became of it.
@@ -210,6 +237,7 @@ impl Record {
             events: 0,
             crashes: 0,
             held: None,
+            redirect: None,
         }
     }
 

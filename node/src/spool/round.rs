@@ -5,7 +5,7 @@ use rocksdb::WriteBatch;
 
 use super::committer::{Change, Overlay, Pending, Tally, Update, Updated, apply, new_batch};
 use super::id::IdSource;
-use super::record::{Held, Summer};
+use super::record::{Held, Redirect, Summer};
 use super::store::{BODY, META, QUARANTINE, Store, TAG_BODY, TAG_META, TAG_REASON, TRACE, chunk_key, key, step_key};
 use super::trace::{EVENTS_PER_LETTER_MAX, TraceEvent, TraceHead, TraceKind, TraceStatus, TraceStep};
 use super::{Arrival, MessageId, Record, SpoolError};
@@ -68,6 +68,10 @@ impl<'a> Round<'a> {
                 Err(error) => drop(done.send(Err(error))),
             },
             Change::Hold { id, at_ms, held, by, done } => match self.hold(id, at_ms, held, by) {
+                Ok(found) => self.answers.push(Pending::Deleted(done, found)),
+                Err(error) => drop(done.send(Err(error))),
+            },
+            Change::Redirect { id, at_ms, redirect, by, done } => match self.redirect(id, at_ms, redirect, by) {
                 Ok(found) => self.answers.push(Pending::Deleted(done, found)),
                 Err(error) => drop(done.send(Err(error))),
             },
@@ -185,6 +189,32 @@ impl<'a> Round<'a> {
         let node = self.store.node_name.clone();
         let event = TraceEvent { at_ms, event, node, detail: by, ..TraceEvent::default() };
         record.held = held;
+        self.put_step(id, None, vec![event])?;
+        let encoded = record.encode().map_err(|error| SpoolError::Encode(error.to_string()))?;
+        self.batch.put_cf(&self.store.family(META)?, key(id), encoded);
+        self.overlay.insert(id, Some(record));
+        self.sync = true;
+        Ok(true)
+    }
+
+    /// Answers whether that changed anything.
+    fn redirect(
+        &mut self,
+        id: MessageId,
+        at_ms: i64,
+        redirect: Option<Redirect>,
+        by: String,
+    ) -> Result<bool, SpoolError> {
+        let Some(mut record) = self.record(id)? else { return Ok(false) };
+        let way = |redirect: &Option<Redirect>| redirect.as_ref().map(|it| (it.to.clone(), it.domains.clone()));
+        if way(&record.redirect) == way(&redirect) {
+            return Ok(false);
+        }
+        let next_hop = redirect.as_ref().map(|it| it.to.clone()).unwrap_or_default();
+        let detail = if redirect.is_some() { by } else { format!("by its routes again: {by}") };
+        let (event, node) = (TraceKind::Redirected, self.store.node_name.clone());
+        let event = TraceEvent { at_ms, event, node, next_hop, detail, ..TraceEvent::default() };
+        record.redirect = redirect;
         self.put_step(id, None, vec![event])?;
         let encoded = record.encode().map_err(|error| SpoolError::Encode(error.to_string()))?;
         self.batch.put_cf(&self.store.family(META)?, key(id), encoded);

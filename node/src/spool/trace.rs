@@ -145,6 +145,8 @@ pub enum TraceKind {
     Held,
     /// Let go on by an administrator.
     Released,
+    /// Sent elsewhere by an administrator, or back on its way.
+    Redirected,
     /// Given up after the longest wait.
     Expired,
     /// Set aside because its bytes on disk are damaged.
@@ -165,6 +167,7 @@ impl TraceKind {
             Self::Deleted => "deleted",
             Self::Held => "held",
             Self::Released => "released",
+            Self::Redirected => "redirected",
             Self::Expired => "expired",
             Self::Quarantined => "quarantined",
         }
