@@ -14,6 +14,7 @@ pub mod http;
 pub mod kernel;
 pub mod ledger;
 pub mod netns;
+pub mod never_retry;
 pub mod tls_dialog;
 pub mod wait;
 pub mod wire;

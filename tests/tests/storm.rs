@@ -3,22 +3,21 @@
 //! break only where they were open on a node at the instant it was killed; no promised letter is lost.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use posthouse_tests::cluster::{Place, Stage};
 use posthouse_tests::netns::{Lab, inside};
-use posthouse_tests::{Device, Ledger, Outcome, TestCluster, until};
+use posthouse_tests::never_retry::{Failed, OnDrop, Tally};
+use posthouse_tests::{Outcome, TestCluster, until};
 use rustix::process::Signal;
 
 /// Below this the run says nothing.
 const LETTERS_PER_SECOND: usize = 50;
-/// Devices that send at the same time, each a letter every so often: some more than are demanded.
+/// So many send at the same time: some more letters than are demanded.
 const DEVICES: usize = 30;
-const PACE: Duration = Duration::from_millis(500);
 /// A session that was open on a killed node has noticed by then.
 const BREAKS_WITHIN: Duration = Duration::from_secs(3);
 
@@ -53,48 +52,6 @@ impl Dice {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % sides
-    }
-}
-
-/// What became of the letters.
-#[derive(Default)]
-struct Tally {
-    tried: AtomicUsize,
-    ledger: Mutex<Ledger>,
-    failed: Mutex<Vec<(String, Outcome, Instant, Instant)>>,
-}
-
-fn devices(cluster: &Target, stop: &AtomicBool, tally: &Tally) {
-    std::thread::scope(|scope| {
-        for first in 0..DEVICES {
-            scope.spawn(move || {
-                // Spread over the pace, and never catching up: a device that was held up has sent fewer letters.
-                std::thread::sleep(PACE * first as u32 / DEVICES as u32);
-                while !stop.load(Ordering::SeqCst) {
-                    let began = Instant::now();
-                    let number = tally.tried.fetch_add(1, Ordering::SeqCst);
-                    let id = format!("storm-{number}");
-                    let source: IpAddr = [10, 98, 31, 1 + (number % 250) as u8].into();
-                    match (Device { source, target: cluster.target }).send(&id, "x@partner.example") {
-                        Outcome::Promised(_) => tally.ledger.lock().unwrap().promise(id),
-                        other => tally.failed.lock().unwrap().push((id, other, began, Instant::now())),
-                    }
-                    std::thread::sleep(PACE.saturating_sub(began.elapsed()));
-                }
-            });
-        }
-    });
-}
-
-struct Target {
-    target: std::net::SocketAddr,
-}
-
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
     }
 }
 
@@ -177,15 +134,15 @@ fn storm(lasts: Duration) {
     (0..3).for_each(|index| in_rotation(&cluster, index));
 
     let (tally, stop) = (Tally::default(), AtomicBool::new(false));
-    let (target, netns) = (Target { target: cluster.smtp }, cluster.netns.clone());
+    let (target, netns) = (cluster.smtp, cluster.netns.clone());
     let (mut kills, mut strikes) = (Vec::new(), 0);
     let began = Instant::now();
     std::thread::scope(|scope| {
-        let _stop = StopOnDrop(&stop);
-        scope.spawn(|| inside(netns.as_deref(), || devices(&target, &stop, &tally)));
+        let _stop = OnDrop(&stop);
+        scope.spawn(|| inside(netns.as_deref(), || tally.storm(DEVICES, target, &stop)));
         while began.elapsed() < lasts {
             std::thread::sleep(Duration::from_millis(dice.roll(500)));
-            // Each kind once in every round, so that also a short storm has all of them.
+            // Nearly in turn, so that also a short storm has most kinds.
             let fault = FAULTS[(strikes + dice.roll(2) as usize) % FAULTS.len()];
             let (index, hold) = (dice.roll(3) as usize, Duration::from_millis(500 + dice.roll(2_500)));
             println!(
@@ -202,7 +159,7 @@ fn storm(lasts: Duration) {
     let ledger = tally.ledger.into_inner().unwrap();
     let (tried, failed) = (tally.tried.into_inner(), tally.failed.into_inner().unwrap());
     let duplicates = ledger.settle(&cluster, Duration::from_secs(120));
-    let broken = failed.iter().filter(|failure| matches!(failure.1, Outcome::Broken(_))).count();
+    let broken = failed.iter().filter(|failure| matches!(failure.outcome, Outcome::Broken(_))).count();
     let rate = tried as f64 / took.as_secs_f64();
     println!(
         "STORM {} s, {strikes} strikes, {} kills; letters {tried} ({rate:.0} a second), promised {}, lost 0, twice \
@@ -212,9 +169,10 @@ fn storm(lasts: Duration) {
         ledger.promised(),
         failed.len() - broken,
     );
+    // Only those whose beginning lies before a kill can have been open at it.
     let open_at_a_kill =
         |from: Instant, to: Instant| kills.iter().any(|at| from <= *at && to <= *at + BREAKS_WITHIN && to >= *at);
-    for (id, outcome, from, to) in &failed {
+    for Failed { id, outcome, from, to } in &failed {
         let is_due = matches!(outcome, Outcome::Broken(_)) && open_at_a_kill(*from, *to);
         assert!(is_due, "{id}, {:?} after the start: {outcome:?}", from.duration_since(began));
     }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use posthouse_tests::cluster::{Place, Stage, front_files};
 use posthouse_tests::dialog::Dialog;
-use posthouse_tests::netns::{INTERFACE, Lab, in_namespace};
+use posthouse_tests::netns::{INTERFACE, Lab, in_namespace, inside};
+use posthouse_tests::never_retry::{Failed, OnDrop, Tally};
 use posthouse_tests::{Device, Outcome, Proc, TestCluster, binary, try_http_get, until};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -261,14 +262,6 @@ fn machine(front: Option<Proc>, http: SocketAddr, front_file: PathBuf) -> Machin
     Machine { front, keepalived: None, http, front_file, configuration: PathBuf::new(), unit: String::new() }
 }
 
-struct OnDrop<'a>(&'a AtomicBool);
-
-impl Drop for OnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
 /// When a connection began and ended, and the code of its banner, or why it had none.
 type Attempt = (Instant, Instant, String);
 
@@ -432,4 +425,45 @@ fn fronts_that_are_not_ready_keep_the_address_and_a_drained_one_gives_it_away() 
     let source: IpAddr = DEVICE.into();
     let outcome = pair.cluster.at_devices(|| Device { source, target: pair.target }.send("back", "x@partner.example"));
     assert!(matches!(outcome, Outcome::Promised(_)), "{outcome:?}");
+}
+
+#[test]
+fn a_front_that_is_killed_again_and_again_shows_only_the_gap() {
+    let mut pair = Pair::start();
+    let (tally, stop, target) = (Tally::default(), AtomicBool::new(false), pair.target);
+    let netns = pair.lab.netns("world");
+    let mut kills = Vec::new();
+    std::thread::scope(|scope| {
+        let _stop = OnDrop(&stop);
+        scope.spawn(|| inside(Some(&netns), || tally.storm(30, target, &stop)));
+        for _ in 0..3 {
+            let holder = pair.until_holder();
+            let wanted = tally.tried.load(Ordering::SeqCst) + 150;
+            until(Duration::from_secs(20), "letters go on", || {
+                (tally.tried.load(Ordering::SeqCst) >= wanted).then_some(())
+            });
+            kills.push(Instant::now());
+            pair.machines[holder].front.as_mut().unwrap().kill();
+            until(Duration::from_secs(5), "the other has it", || (pair.holders() == [1 - holder]).then_some(()));
+            pair.start_front(holder);
+            pair.until_ready(holder, true);
+        }
+    });
+    let (tried, failed) = (tally.tried.into_inner(), tally.failed.into_inner().unwrap());
+    let ledger = tally.ledger.into_inner().unwrap();
+    let twice = ledger.settle(&pair.cluster, Duration::from_secs(60));
+    let broken = failed.iter().filter(|failed| matches!(failed.outcome, Outcome::Broken(_))).count();
+    println!(
+        "VIP  {} fronts killed under {tried} letters: promised {}, lost 0, twice {twice}; sessions broken {broken}, \
+         without a banner in the gap {}",
+        kills.len(),
+        ledger.promised(),
+        failed.len() - broken
+    );
+    for Failed { id, outcome, from, to } in &failed {
+        // Open at the kill, or begun in the gap; nothing else.
+        let is_due =
+            kills.iter().any(|kill| *from <= *kill + SEEN && to >= kill && !matches!(outcome, Outcome::Refused(_)));
+        assert!(is_due, "{id}: {outcome:?}");
+    }
 }
