@@ -12,7 +12,7 @@ use posthouse_tests::cluster::{Place, Stage};
 use posthouse_tests::dialog::Dialog;
 use posthouse_tests::disk::Disk;
 use posthouse_tests::netns::{Lab, run};
-use posthouse_tests::{Device, Outcome, TestCluster, until};
+use posthouse_tests::{Device, Outcome, TestCluster, try_http_get, until};
 use rustix::process::Signal;
 
 /// What says itself, or is said by a closed connection: pushed within 100 ms, or seen by two checks.
@@ -123,34 +123,55 @@ fn a_process_that_stops_or_dies_and_a_disk_that_is_full_hangs_or_breaks() {
     until_out(&cluster, 2, "read-only disk", began, SAID);
     mail_goes_on(&cluster, &[2]);
     cluster.kill_node(2);
+    until(Duration::from_secs(5), "the front knows", || line(&cluster, 2).contains(" down").then_some(()));
     disk.repair();
     cluster.restart_node(2);
     until_back(&cluster, 2, "read-only disk");
     all_in(&cluster);
+}
 
-    // Restored from an old copy: what it knows is from then, and it must not serve before it has caught up.
-    cluster.kill_node(1);
-    let (data, copy) = (cluster.nodes[1].dir.join("data"), cluster.nodes[1].dir.join("copy"));
-    run("cp", &["-a", data.to_str().unwrap(), copy.to_str().unwrap()]);
-    cluster.restart_node(1);
+/// What a node knows from an old copy of its data is from then: it must not serve, and above all not lead, before it
+/// has caught up.
+#[test]
+fn a_node_restored_from_an_old_copy_catches_up_before_it_serves() {
+    let mut cluster = TestCluster::start();
     all_in(&cluster);
-    cluster.ctl.ok(&["connector", "set", "printers", "--comment", "after the copy"]);
-    let said =
-        cluster.ctl.json(&["connector", "create", "late", "--template", "anonymous-relay", "--from", "127.0.41.7"]);
-    println!("SICK old copy: the cluster went on: {said}");
-    let began = Instant::now();
-    cluster.kill_node(1);
-    until_out(&cluster, 1, "killed process", began, SAID);
-    std::fs::remove_dir_all(&data).unwrap();
-    std::fs::rename(&copy, &data).unwrap();
-    let began = Instant::now();
-    cluster.restart_node(1);
-    until_back(&cluster, 1, "old copy");
-    println!("SICK old copy: in rotation {} ms after its start", began.elapsed().as_millis());
-    // The first thing that it is asked when it is back: what was decided after the copy was made.
-    let late = Device::new("127.0.41.7", cluster.nodes[1].smtp).send("late", "x@partner.example");
-    assert!(matches!(late, Outcome::Promised(_)), "in rotation with old rights: {late:?}");
-    mail_goes_on(&cluster, &[]);
+    for (round, leads) in [true, false].into_iter().enumerate() {
+        let node = if leads { cluster.leader() } else { (cluster.leader() + 1) % 3 };
+        let kind = if leads { "old copy of the leader" } else { "old copy of a follower" };
+        let (data, copy) = (cluster.nodes[node].dir.join("data"), cluster.nodes[node].dir.join("copy"));
+        // As a machine's snapshot is taken: at one instant, while it runs, and leads on.
+        let running = cluster.procs[node].as_ref().unwrap();
+        running.signal(Signal::STOP);
+        run("cp", &["-a", data.to_str().unwrap(), copy.to_str().unwrap()]);
+        running.signal(Signal::CONT);
+        all_in(&cluster);
+        let device = format!("127.0.41.{}", 7 + round);
+        let name = format!("late-{round}");
+        cluster.ctl.ok(&["connector", "create", &name, "--template", "anonymous-relay", "--from", &device]);
+        // At once, before the others have missed it: it is still the leader that they know.
+        cluster.kill_node(node);
+        std::fs::remove_dir_all(&data).unwrap();
+        std::fs::rename(&copy, &data).unwrap();
+        let began = Instant::now();
+        cluster.restart_node(node);
+        let http = cluster.nodes[node].http;
+        until(Duration::from_secs(60), "it calls itself ready", || {
+            try_http_get(http, "/readyz").is_ok_and(|(status, _)| status == 200).then_some(())
+        });
+        println!("SICK {kind}: ready {} ms after its start", began.elapsed().as_millis());
+        // The first thing that it is asked: what was decided after the copy was made.
+        let late = until(Duration::from_secs(1), "its sockets know that it is ready", || {
+            let late = Device::new(&device, cluster.nodes[node].smtp).send(&name, "x@partner.example");
+            let is_early =
+                matches!(&late, Outcome::Refused(reply) if reply.starts_with("421 4.3.2 Service not active"));
+            (!is_early).then_some(late)
+        });
+        assert!(matches!(late, Outcome::Promised(_)), "ready with old rights: {late:?}");
+        all_in(&cluster);
+        assert!(cluster.ctl.json(&["connector", "show", &name])["name"].is_string(), "the cluster forgot a change");
+        mail_goes_on(&cluster, &[]);
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::mail::Domain;
 use crate::pki::{Identity, IdentityRole};
 use crate::protocol_log::{self, ProtocolLog};
 use crate::queue::{NodeFacts, QueueDeps, QueueManager, QueueSettings};
-use crate::raft::{LocalFacts, RaftHandle, RaftOptions};
+use crate::raft::{LocalFacts, Progress, RaftHandle, RaftOptions};
 use crate::shutdown::{Scope, run_blocking};
 use crate::spool::Spool;
 use crate::state::{Change, Command, Member, MemberService, MemberState};
@@ -401,6 +401,8 @@ impl Node {
             let raft = context.raft.status();
             facts.has_leader = raft.leader.is_some();
             facts.raft_failed = raft.failed;
+            facts.catching_up = raft.progress == Progress::CatchingUp;
+            facts.behind = raft.progress == Progress::Behind;
             facts.certificate = certificates::expired(&view, now_ms());
             let settings = &view.state.settings.back_pressure;
             facts.pressure = self.pressure.assess(settings, &context.spool, context.queue.len());

@@ -19,6 +19,10 @@ pub struct Facts {
     pub has_leader: bool,
     /// Why this node no longer follows the cluster's changes: its store failed, or a newer version wrote the log.
     pub raft_failed: Option<String>,
+    /// Since this process started it has not had all that the cluster has decided.
+    pub catching_up: bool,
+    /// It had, and has not for a while.
+    pub behind: bool,
     /// What is wrong with the disk, as the probe found it: full, read-only, or a sync that does not return.
     pub disk: Option<String>,
     /// The resource that is short, in words, at level medium or above.
@@ -120,7 +124,10 @@ pub fn assess(facts: &Facts) -> Readiness {
             check("connector", !facts.has_connector, "no connector is enabled", Refuses),
             // A node that cannot follow any more would go on with rights that were revoked.
             found("raft", &facts.raft_failed, Refuses),
-            // These four leave it able to serve: fronts put it last, and it takes what comes when all are like it.
+            // One that was restored from an old copy would begin with rights that were revoked since.
+            check("catching-up", facts.catching_up, "this node does not have the cluster's newest state yet", Refuses),
+            // These leave it able to serve: fronts put it last, and it takes what comes when all are like it.
+            check("state", facts.behind, "what the leader has committed is not applied here", Unready),
             found("disk", &facts.disk, Unready),
             found("pressure", &facts.pressure, Unready),
             found("certificate", &facts.certificate, Unready),
@@ -155,6 +162,7 @@ mod tests {
     fn an_illness_that_lets_it_serve_makes_it_unready_and_never_refuse() {
         let ill = |disk: &str| Some(disk.to_owned());
         for facts in [
+            Facts { behind: true, ..well() },
             Facts { disk: ill("full"), ..well() },
             Facts { pressure: ill("disk_space 91% is medium"), ..well() },
             Facts { certificate: ill("expired"), ..well() },
@@ -164,6 +172,7 @@ mod tests {
             assert!(!readiness.is_ready() && readiness.refuses().is_none(), "{readiness:?}");
         }
         assert!(assess(&Facts { draining: true, ..well() }).refuses().is_some());
+        assert!(assess(&Facts { catching_up: true, ..well() }).refuses().is_some());
         assert!(assess(&Facts { spool_failing: ill("i/o error"), ..well() }).refuses().is_some());
     }
 

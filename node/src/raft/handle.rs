@@ -9,6 +9,7 @@ use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use super::lag::{Lag, Progress};
 use super::log_store::LogStore;
 use super::network::{Dial, Peers};
 use super::state_machine::StateMachine;
@@ -139,6 +140,8 @@ pub struct RaftStatus {
     pub has_quorum_recently: bool,
     /// Why the core has stopped for good: broken storage, or a command of a newer version.
     pub failed: Option<String>,
+    /// Whether what the leader says is committed is applied here.
+    pub progress: Progress,
 }
 
 impl RaftStatus {
@@ -168,6 +171,7 @@ pub(crate) struct Inner {
     view: watch::Receiver<Arc<StateView>>,
     /// When a leader was last heard.
     heard: Mutex<Option<Instant>>,
+    lag: Mutex<Lag>,
     store: Weak<Store>,
     scope: Scope,
 }
@@ -216,9 +220,11 @@ impl RaftHandle {
         .await?;
         let peers = Peers::new(Arc::clone(&options.dialer), options.node_id, &options.cluster_id, options.heartbeat);
         let weak = Arc::downgrade(&store);
-        let raft = Raft::new(options.node_id, config, peers.clone(), LogStore::new(store), machine)
-            .await
-            .map_err(|error| RaftError::Stopped(error.to_string()))?;
+        let stopped = |error: &dyn std::fmt::Display| RaftError::Stopped(error.to_string());
+        let mut log = LogStore::new(store);
+        log.lead_no_more(options.node_id).await.map_err(|error| stopped(&error))?;
+        let raft =
+            Raft::new(options.node_id, config, peers.clone(), log, machine).await.map_err(|error| stopped(&error))?;
         let scope = scope.child();
         let handle = Self {
             inner: Arc::new(Inner {
@@ -232,6 +238,7 @@ impl RaftHandle {
                 incoming: Semaphore::new(1),
                 view,
                 heard: Mutex::new(None),
+                lag: Mutex::new(Lag::new(Instant::now())),
                 store: weak,
                 scope: scope.clone(),
             }),
@@ -303,12 +310,25 @@ impl RaftHandle {
             Ok(()) | Err(Fatal::Stopped) => None,
             Err(error) => Some(error.to_string()),
         };
+        let applied = metrics.last_applied.map_or(0, |id| id.index);
+        let follows = matches!(metrics.state, ServerState::Follower | ServerState::Learner);
+        let progress = {
+            let mut lag = self.inner.lag.lock().unwrap_or_else(PoisonError::into_inner);
+            match metrics.state {
+                ServerState::Leader => lag.leads(Instant::now()),
+                _ if follows && metrics.current_leader.is_some() => {
+                    lag.follows(applied, self.heard_within(QUORUM_RECENT), Instant::now())
+                }
+                _ => lag.unled(Instant::now()),
+            }
+        };
         RaftStatus {
+            progress,
             node_id: self.inner.node_id,
             leader: metrics.current_leader,
             leader_name: metrics.current_leader.and_then(|id| membership.get_node(&id)).map(|node| node.name.clone()),
             term: metrics.current_term,
-            last_applied: metrics.last_applied.map_or(0, |id| id.index),
+            last_applied: applied,
             last_log: metrics.last_log_index.unwrap_or(0),
             state: if metrics.running_state.is_err() {
                 "stopped"
@@ -328,8 +348,11 @@ impl RaftHandle {
         }
     }
 
-    /// Notes that a leader was heard just now.
-    pub(crate) fn heard_leader(&self) {
+    /// Notes that a leader was heard just now, and how far it says the log is committed.
+    pub(crate) fn heard_leader(&self, committed: Option<u64>) {
+        if let Some(committed) = committed {
+            self.inner.lag.lock().unwrap_or_else(PoisonError::into_inner).told(committed);
+        }
         *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 

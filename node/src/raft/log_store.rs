@@ -35,6 +35,18 @@ impl LogStore {
         Self { store }
     }
 
+    /// Before the core starts: whoever led when it ended has to be elected again. The core would lead on in the same
+    /// term (openraft 0.9, `Engine::startup`), also from a copy of the data that is older than what it has let others
+    /// commit since, and the others would follow it back. A candidate's log is compared; a leader's is not.
+    pub(crate) async fn lead_no_more(&mut self, node_id: u64) -> Result<(), StorageError> {
+        match self.read_vote().await? {
+            Some(vote) if vote.committed && vote.leader_id.node_id == node_id => {
+                self.save_vote(&Vote::new(vote.leader_id.term, node_id)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
@@ -235,6 +247,21 @@ mod tests {
 
     fn open(dir: &tempfile::TempDir) -> LogStore {
         LogStore::new(Store::open(dir.path(), "c", 1).unwrap())
+    }
+
+    #[tokio::test]
+    async fn whoever_led_has_to_be_elected_again_and_others_keep_their_leader() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(&dir);
+        for (saved, after) in [
+            (Vote::new_committed(3, 1), Vote::new(3, 1)),
+            (Vote::new_committed(3, 2), Vote::new_committed(3, 2)),
+            (Vote::new(3, 1), Vote::new(3, 1)),
+        ] {
+            log.save_vote(&saved).await.unwrap();
+            log.lead_no_more(1).await.unwrap();
+            assert_eq!(log.read_vote().await.unwrap(), Some(after));
+        }
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 
 mod codec;
 mod handle;
+mod lag;
 mod log_store;
 mod membership;
 mod metrics;
@@ -27,6 +28,7 @@ pub use handle::{
     DataKeyFn, ELECTION_TIMEOUT_MAX, ELECTION_TIMEOUT_MIN, HEARTBEAT, LocalFacts, LocalFactsFn, RaftError, RaftHandle,
     RaftOptions, RaftStatus,
 };
+pub use lag::Progress;
 pub use metrics::{APPLIED_INDEX, HAS_LEADER, IS_LEADER, LAG_ENTRIES, LEADER_CHANGES_TOTAL, PROPOSALS_TOTAL, TERM};
 pub use network::Dial;
 pub use propose::{Announcement, COMMAND_BYTES_MAX, Committed, PROPOSE_DEADLINE, ProposeError};

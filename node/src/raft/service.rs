@@ -155,6 +155,7 @@ impl Peer for PeerService {
                 .map_err(|error| broken(&error))?,
             leader_commit: message.leader_commit.as_ref().map(codec::log_id),
         };
+        let committed = rpc.leader_commit.map(|id| id.index);
         let answer = self.handle.inner.raft.append_entries(rpc).await.map_err(core_stopped)?;
         let mut reply = pb::AppendEntriesReply::default();
         let result = match answer {
@@ -170,7 +171,7 @@ impl Peer for PeerService {
             }
         };
         if reply.higher_vote.is_none() {
-            self.handle.heard_leader();
+            self.handle.heard_leader(committed);
         }
         reply.result = result.to_owned();
         Ok(Response::new(reply))
@@ -201,7 +202,7 @@ impl Peer for PeerService {
         let (vote, snapshot) =
             received.await.map_err(|_| Status::deadline_exceeded("the snapshot took too long"))??;
         let answer = self.handle.inner.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
-        self.handle.heard_leader();
+        self.handle.heard_leader(None);
         Ok(Response::new(pb::SnapshotReply { vote: Some(codec::vote_ident(&answer.vote)) }))
     }
 
