@@ -153,7 +153,7 @@ fn nginx_with_version_1_headers_is_a_balancer_like_any_other() {
     let dir = cluster.path().join("nginx");
     std::fs::create_dir_all(&dir).unwrap();
     let text = format!(
-        "{load}daemon off;\nworker_processes 1;\npid {d}/nginx.pid;\nerror_log {d}/error.log;\n\
+        "{load}daemon off;\nmaster_process off;\npid {d}/nginx.pid;\nerror_log {d}/error.log;\n\
          events {{ worker_connections 256; }}\n\
          stream {{\n    upstream nodes {{\n{servers}    }}\n    server {{\n        listen {target};\n\
          proxy_pass nodes;\n        proxy_protocol on;\n        proxy_bind 127.0.7.2;\n    }}\n}}\n",
