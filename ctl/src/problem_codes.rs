@@ -564,6 +564,12 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "A PEM bundle with at least one certificate is meant.",
         "posthousectl tls client-ca set --cert FILE",
     ),
+    code(
+        "PH-TRACE-001",
+        "The client address is not valid.",
+        "Letters are followed by the device's address, a range of two addresses or CIDR.",
+        "--client-ip 10.1.2.3, 10.1.2.3-10.1.2.9 or 10.1.2.0/24",
+    ),
 ];
 
 /// The code, however it was typed.

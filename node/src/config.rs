@@ -123,6 +123,9 @@ pub struct NodeConfig {
     /// When letters are tried again.
     #[serde(default)]
     pub queue: QueueSection,
+    /// How long what happened to letters is remembered.
+    #[serde(default)]
+    pub tracking: TrackingSection,
     /// Whom to ask for names.
     #[serde(default)]
     pub dns: DnsSection,
@@ -304,6 +307,23 @@ impl Default for QueueSection {
             message_expiration_timeout: Duration::from_secs(5 * 24 * 3600),
             delay_notification_timeout: Duration::from_secs(4 * 3600),
         }
+    }
+}
+
+/// `[tracking]`: message tracking goes when it is too old or too much, the oldest first.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrackingSection {
+    /// Exchange's `MessageTrackingLogMaxAge`.
+    #[serde(deserialize_with = "duration")]
+    pub max_age: Duration,
+    /// Exchange's `MessageTrackingLogMaxDirectorySize`, before compression.
+    pub max_size_mib: u64,
+}
+
+impl Default for TrackingSection {
+    fn default() -> Self {
+        Self { max_age: Duration::from_secs(30 * 24 * 3600), max_size_mib: 1000 }
     }
 }
 

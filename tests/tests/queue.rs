@@ -103,6 +103,63 @@ fn letters_are_found_and_changed_on_whichever_node_they_wait() {
     assert_eq!(cluster.ctl.json(&["queue", "summary"])["messages"], 0);
 }
 
+/// The values of a line of comma-separated values.
+fn values(line: &str) -> Vec<String> {
+    let (mut values, mut quoted) = (vec![String::new()], false);
+    for c in line.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            ',' if !quoted => values.push(String::new()),
+            c => values.last_mut().unwrap().push(c),
+        }
+    }
+    values
+}
+
+#[test]
+fn the_tracking_of_all_nodes_is_one_log_with_the_fields_of_exchange() {
+    let mut cluster = TestCluster::start_with(HOURLY);
+    let letters = one_on_each(&mut cluster);
+    let log = cluster.ctl.ok(&["message", "export", "--all"]);
+    let (head, lines): (Vec<&str>, Vec<&str>) = log.lines().partition(|line| line.starts_with('#'));
+    let names =
+        ["#Software: ", "#Version: ", "#Log-Type: Message Tracking Log", "#Date: ", "#Fields: date-time,client-ip,"];
+    assert!(head.len() == 5 && head.iter().zip(names).all(|(line, name)| line.starts_with(name)), "{head:?}");
+    let rows: Vec<_> = lines.iter().map(|line| values(line)).collect();
+    assert!(rows.iter().all(|row| row.len() == 30), "{log}");
+    let fields = values(head[4].strip_prefix("#Fields: ").unwrap());
+    let at = |row: &[String], field: &str| row[fields.iter().position(|name| name == field).unwrap()].clone();
+    // Received and deferred, on each of three nodes, in the order in which they were accepted.
+    let events: Vec<_> = rows.iter().map(|row| (at(row, "network-message-id"), at(row, "event-id"))).collect();
+    let expected = letters.iter().flat_map(|id| ["RECEIVE", "DEFER"].map(|event| (id.clone(), event.to_owned())));
+    assert_eq!(events, expected.collect::<Vec<_>>());
+    assert_eq!(at(&rows[2], "client-ip"), "127.0.31.2");
+    assert_eq!(at(&rows[2], "connector-id"), "n2\\printers");
+    assert_eq!(
+        (at(&rows[2], "server-hostname"), at(&rows[3], "recipient-address")),
+        ("n2".into(), "x@p1.example".into())
+    );
+
+    let one = cluster.ctl.ok(&["message", "export", "--client-ip", "127.0.31.3", "--format", "jsonl"]);
+    let lines: Vec<Value> = one.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((lines.len(), &lines[0]["event-id"], &lines[1]["event-id"]), (2, &"RECEIVE".into(), &"DEFER".into()));
+    assert_eq!(lines[0].as_object().unwrap().len(), 30);
+    let file = cluster.path().join("tracking.csv");
+    let to_file = ["message", "export", "--rcpt", "x@p0.example", "--file", file.to_str().unwrap()];
+    assert_eq!(cluster.ctl.ok(&to_file), "");
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 5 + 2);
+    let long_ago = cluster.ctl.ok(&["message", "export", "--all", "--since", "2d", "--until", "1d"]);
+    assert_eq!(long_ago.lines().count(), 5, "no event was then");
+    for (args, code, words) in [
+        (&["message", "export"][..], 2, "--all"),
+        (&["message", "export", "--all", "--since", "1d", "--until", "2d"], 2, "--until"),
+        (&["message", "export", "--client-ip", "x"], 8, "PH-TRACE-001"),
+    ] {
+        let (found, text) = cluster.ctl.fails(args);
+        assert!(found == code && text.contains(words), "{args:?}: {found} {text}");
+    }
+}
+
 #[test]
 fn a_node_that_does_not_answer_is_named_and_the_others_are_asked_all_the_same() {
     let mut cluster = TestCluster::start_with(HOURLY);
@@ -131,6 +188,7 @@ fn a_node_that_does_not_answer_is_named_and_the_others_are_asked_all_the_same() 
         &["queue", "bounce", "--rcpt", "nobody@p9.example", "--yes"],
         &["queue", "show", &letters[away]],
         &["message", "trace", "--to", "x@p0.example"],
+        &["message", "export", "--all"],
     ];
     // All at once: each waits for the node as long as it may.
     std::thread::scope(|scope| questions.iter().for_each(|args| drop(scope.spawn(|| partly(args)))));

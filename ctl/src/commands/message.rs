@@ -18,6 +18,8 @@ use crate::parse;
 pub(crate) enum MessageCommand {
     /// Follow letters from the device to the next hop
     Trace(TraceArgs),
+    /// The message tracking of all nodes as one log, with Exchange's fields
+    Export(super::message_export::ExportArgs),
 }
 
 /// Flags of `message trace`.
@@ -39,12 +41,15 @@ pub(crate) struct TraceArgs {
     /// To this recipient
     #[arg(long, visible_aliases = ["rcpt", "recipient"], value_name = "ADDRESS", default_value = "", hide_default_value = true)]
     to: String,
-    /// From this device
-    #[arg(long, value_name = "IP", default_value = "", hide_default_value = true)]
+    /// From devices at this address or in this range
+    #[arg(long, visible_alias = "client", value_name = "RANGE", default_value = "", hide_default_value = true)]
     client_ip: String,
     /// Taken by this connector
     #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
     connector: String,
+    /// Brought with this credential
+    #[arg(long, visible_alias = "user", value_name = "USER", default_value = "", hide_default_value = true)]
+    credential: String,
     /// In this session: the id at the end of a refusal
     #[arg(long, visible_alias = "session", value_name = "ID", default_value = "", hide_default_value = true)]
     session_id: String,
@@ -61,7 +66,10 @@ pub(crate) struct TraceArgs {
 /// # Errors
 /// What went wrong; also that a node did not answer, after what is known was printed.
 pub(crate) async fn run(command: MessageCommand, console: &Console) -> Result<Exit, Failure> {
-    let MessageCommand::Trace(args) = command;
+    let args = match command {
+        MessageCommand::Trace(args) => args,
+        MessageCommand::Export(args) => return super::message_export::run(args, console).await,
+    };
     let request = MessageTraceRequest {
         this_node_only: false,
         id: args.id,
@@ -70,6 +78,7 @@ pub(crate) async fn run(command: MessageCommand, console: &Console) -> Result<Ex
         recipient: args.to,
         client_ip: args.client_ip,
         connector: args.connector,
+        credential: args.credential,
         since_secs: args.since.as_secs().max(1),
         limit: args.limit,
         session_id: args.session_id.trim_matches(['[', ']']).to_owned(),

@@ -17,6 +17,7 @@ mod front_keepalived;
 pub(crate) mod history;
 pub(crate) mod local;
 pub(crate) mod message;
+mod message_export;
 pub(crate) mod node;
 pub(crate) mod queue;
 pub(crate) mod queue_view;

@@ -221,6 +221,7 @@ service!(Admin:
     queue_release(QueueRequest) -> QueueChangeReply,
     queue_delete(QueueRequest) -> QueueChangeReply,
     message_trace(MessageTraceRequest) -> MessageTraceReply,
+    message_export(MessageExportRequest) -> MessageExportReply,
     list_audit(ListAuditRequest) -> ListAuditReply,
     history_diff(HistoryDiffRequest) -> HistoryDiffReply,
     rollback(RollbackRequest) -> WriteReply,

@@ -19,6 +19,7 @@ mod route;
 mod rpc;
 mod service;
 mod tls;
+mod tracking;
 
 pub use front_link::{FrontLinkService, PushedReadiness, ReadinessWatch};
 pub use fronts::FrontReports;

@@ -16,7 +16,7 @@ use crate::clock::{now_ms, rfc3339};
 use crate::connector::{RemoteIpRange, SmartHost};
 use crate::mail::{Domain, Mailbox};
 use crate::queue::{LetterState, QueueError, QueueFilter, QueuedMessage};
-use crate::spool::{MessageId, TraceFilter, TraceRecord};
+use crate::spool::MessageId;
 
 /// How long another node may take to answer.
 const NODE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -52,7 +52,7 @@ where
 }
 
 /// The same, of the nodes that `wanted` names.
-async fn ask_some<T, F>(
+pub(super) async fn ask_some<T, F>(
     context: &Context,
     wanted: impl Fn(&str) -> bool,
     call: impl Fn(AdminClient<Channel>) -> F,
@@ -216,7 +216,7 @@ pub(super) async fn list(context: &Arc<Context>, request: v1::QueueRequest) -> R
     Ok(reply)
 }
 
-fn limit(wanted: u32) -> usize {
+pub(super) fn limit(wanted: u32) -> usize {
     match wanted {
         0 => LIMIT_DEFAULT,
         wanted => (wanted as usize).min(LIMIT_MAX),
@@ -358,77 +358,4 @@ async fn do_here(
         tracing::info!(verb = word, count = changed.len(), %detail, "queue changed by an administrator");
     }
     Ok(changed)
-}
-
-/// Follows letters over all nodes.
-pub(super) async fn trace(
-    context: &Arc<Context>,
-    request: v1::MessageTraceRequest,
-) -> Result<v1::MessageTraceReply, Status> {
-    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
-    let since_secs = if request.since_secs == 0 { 24 * 3600 } else { request.since_secs };
-    let limit = limit(request.limit);
-    let filter = TraceFilter {
-        id: ids(&some(&request.id).into_iter().collect::<Vec<_>>())?.into_iter().next(),
-        message_id: some(&request.message_id),
-        sender: some(&request.sender),
-        recipient: some(&request.recipient),
-        client_ip: match some(&request.client_ip) {
-            None => None,
-            Some(text) => Some(text.parse().map(|ip: std::net::IpAddr| ip.to_canonical()).map_err(|error| {
-                invalid("PH-TRACE-001", format!("\"{text}\" is not an address"), error, "--client-ip 10.1.2.3")
-            })?),
-        },
-        connector: some(&request.connector),
-        session_id: some(&request.session_id),
-        since_ms: Some(now_ms().saturating_sub(i64::try_from(since_secs).unwrap_or(i64::MAX / 2000) * 1000)),
-        limit,
-    };
-    let spool = context.spool.clone();
-    let records = spool.trace(filter).await.map_err(|error| internal("the traces cannot be read", error))?;
-    let mut messages: Vec<v1::TracedMessage> = records.into_iter().map(trace_out).collect();
-    let mut unreachable = Vec::new();
-    if !request.this_node_only {
-        let asked = v1::MessageTraceRequest { this_node_only: true, ..request };
-        let (came, missing) = ask(context, "", |mut client| {
-            let asked = asked.clone();
-            async move { client.message_trace(Request::new(asked)).await }
-        })
-        .await;
-        messages.extend(came.into_iter().flat_map(|other| other.messages));
-        unreachable = missing;
-    }
-    messages.sort_by(|a, b| a.received_at.cmp(&b.received_at).then_with(|| a.id.cmp(&b.id)));
-    if messages.len() > limit {
-        messages.drain(..messages.len() - limit);
-    }
-    Ok(v1::MessageTraceReply { messages, unreachable })
-}
-
-fn trace_out(record: TraceRecord) -> v1::TracedMessage {
-    let events = record.events.into_iter().map(|event| v1::TraceEvent {
-        time: rfc3339(event.at_ms),
-        event: event.event.as_str().to_owned(),
-        node: event.node,
-        next_hop: event.next_hop,
-        recipient: event.recipient,
-        reply: event.reply,
-        detail: event.detail,
-    });
-    v1::TracedMessage {
-        id: record.id.to_string(),
-        message_id: record.message_id,
-        client_ip: record.client_ip.to_string(),
-        connector: record.connector,
-        sender: record.sender,
-        recipients: record.recipients,
-        status: record.status.as_str().to_owned(),
-        node: record.node,
-        events: events.collect(),
-        session_id: record.session_id,
-        size: record.size,
-        received_at: rfc3339(record.received_at_ms),
-        front: record.front.unwrap_or_default(),
-        user: record.user.unwrap_or_default(),
-    }
 }

@@ -618,7 +618,15 @@ impl Admin for AdminService {
         request: Request<v1::MessageTraceRequest>,
     ) -> Result<Response<v1::MessageTraceReply>, Status> {
         let (context, _) = self.open(&request)?;
-        super::queue::trace(&context, request.into_inner()).await.map(Response::new)
+        super::tracking::trace(&context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn message_export(
+        &self,
+        request: Request<v1::MessageExportRequest>,
+    ) -> Result<Response<v1::MessageExportReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::tracking::export(&context, request.into_inner()).await.map(Response::new)
     }
 
     async fn list_audit(&self, request: Request<v1::ListAuditRequest>) -> Result<Response<v1::ListAuditReply>, Status> {

@@ -31,7 +31,7 @@ use crate::protocol_log::{self, ProtocolLog};
 use crate::queue::{NodeFacts, QueueDeps, QueueManager, QueueSettings};
 use crate::raft::{LocalFacts, Progress, RaftHandle, RaftOptions};
 use crate::shutdown::{Scope, run_blocking};
-use crate::spool::Spool;
+use crate::spool::{Spool, TraceLimits};
 use crate::state::{Change, Command, Member, MemberService, MemberState};
 use crate::tls::{self, DeviceTls, Dialer, FailedHandshakes};
 
@@ -228,7 +228,10 @@ impl Node {
 
         let (spool_dir, node_id, name, spool_scope) =
             (dir.join("spool"), identity.node_id, identity.name.clone(), member_scope.clone());
-        let (spool, report) = run_blocking(move || Spool::open(&spool_dir, node_id, &name, &spool_scope)).await?;
+        let tracking = &self.config.tracking;
+        let limits = TraceLimits { age: tracking.max_age, bytes: tracking.max_size_mib.saturating_mul(1024 * 1024) };
+        let (spool, report) =
+            run_blocking(move || Spool::open(&spool_dir, node_id, &name, limits, &spool_scope)).await?;
         tracing::info!(
             kept = report.kept,
             forgotten = report.forgotten,

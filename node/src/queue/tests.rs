@@ -20,7 +20,7 @@ use crate::mail::{BodyType, Domain, Envelope, ForwardPath, ReversePath};
 use crate::outbound::Health;
 use crate::outbound::tests::{FakeHop, Manner, outbound, route};
 use crate::shutdown::{Scope, run_blocking};
-use crate::spool::{NewMessage, Spool, TraceFilter, TraceStatus};
+use crate::spool::{NewMessage, Spool, TraceFilter, TraceLimits, TraceStatus};
 use crate::state::{ClusterState, Settings, StateView, Versioned};
 
 /// A node's queue, on a spool in a directory.
@@ -46,7 +46,7 @@ impl Bench {
         let (at, within) = (dir.to_owned(), scope.clone());
         let (spool, _) = run_blocking(move || {
             for _ in 0..500 {
-                match Spool::open(&at, 1, "n1", &within) {
+                match Spool::open(&at, 1, "n1", TraceLimits::default(), &within) {
                     Err(SpoolError::Locked { .. }) => std::thread::sleep(Duration::from_millis(10)),
                     opened => return opened.unwrap(),
                 }

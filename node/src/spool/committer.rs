@@ -266,12 +266,14 @@ pub(super) struct Tally {
     pub(super) removed: u64,
     pub(super) bytes_added: u64,
     pub(super) bytes_removed: u64,
+    pub(super) traced_bytes: u64,
 }
 
 impl Tally {
     fn count(&self, counters: &super::store::Counters) {
         counters.commits.fetch_add(self.commits, Ordering::Relaxed);
         counters.traced.fetch_add(self.commits, Ordering::Relaxed);
+        counters.traced_bytes.fetch_add(self.traced_bytes, Ordering::Relaxed);
         counters.letters.fetch_add(self.commits, Ordering::Relaxed);
         counters.letters.fetch_sub(self.removed, Ordering::Relaxed);
         counters.bytes.fetch_add(self.bytes_added, Ordering::Relaxed);

@@ -7,6 +7,7 @@
 
 mod append;
 mod committer;
+mod export;
 mod id;
 mod large;
 mod reader;
@@ -27,6 +28,7 @@ use tokio::sync::oneshot;
 
 pub use append::{Append, CHUNK_BYTES};
 pub use committer::{RecipientOutcome, Report, Update, Updated};
+pub use export::TracePage;
 pub use id::{MessageId, NotAMessageId};
 pub use reader::{BodyReader, Letter};
 pub use record::{
@@ -34,8 +36,7 @@ pub use record::{
 };
 pub use recover::{QuarantinedLetter, RecoveryReport};
 pub use trace::{
-    EVENTS_PER_LETTER_MAX, LETTERS_TRACED_MAX, TRACE_ANSWER_MAX, TRACE_KEPT_MS, TraceEvent, TraceFilter, TraceKind,
-    TraceRecord, TraceStatus,
+    EVENTS_PER_LETTER_MAX, TRACE_ANSWER_MAX, TraceEvent, TraceFilter, TraceKind, TraceLimits, TraceRecord, TraceStatus,
 };
 
 pub(crate) use record::cut;
@@ -198,6 +199,7 @@ impl Spool {
         dir: &Path,
         node_id: u64,
         node_name: &str,
+        limits: TraceLimits,
         scope: &Scope,
     ) -> Result<(Self, RecoveryReport), SpoolError> {
         let store = Arc::new(Store::open(dir, node_id, node_name)?);
@@ -206,7 +208,7 @@ impl Spool {
         store.arrive(recovered.arrivals);
         let committer = Committer::start(Arc::clone(&store), Arc::clone(&ids))
             .map_err(|error| SpoolError::Open { dir: dir.to_owned(), reason: error.to_string() })?;
-        scope.spawn_until_ended(upkeep::run(Arc::downgrade(&store)));
+        scope.spawn_until_ended(upkeep::run(Arc::downgrade(&store), limits));
         Ok((Self { store, ids, committer: Arc::new(committer) }, recovered.report))
     }
 
@@ -374,6 +376,21 @@ impl Spool {
     pub async fn trace(&self, filter: TraceFilter) -> Result<Vec<TraceRecord>, SpoolError> {
         let store = Arc::clone(&self.store);
         run_blocking(move || store.trace(&filter)).await
+    }
+
+    /// A page of the tracking, oldest letters first: those after `after` that `filter` means and that have events in
+    /// `window`, from its first millisecond to before its last. The filter's own time and limit do not count.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn export(
+        &self,
+        filter: TraceFilter,
+        window: (i64, i64),
+        after: Option<MessageId>,
+    ) -> Result<TracePage, SpoolError> {
+        let store = Arc::clone(&self.store);
+        run_blocking(move || store.export(&filter, window, after)).await
     }
 
     /// Ends the committer after what was handed over before. Later changes fail with [`SpoolError::Closed`].

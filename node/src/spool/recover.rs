@@ -9,6 +9,7 @@ use rocksdb::{IteratorMode, WriteBatch};
 use super::record::Summer;
 use super::round::set_aside;
 use super::store::{BODY, ID_BYTES, META, Store, TRACE, chunk_key, id_of};
+use super::upkeep::traced_bytes;
 use super::{Arrival, MessageId, Record, SpoolError};
 
 /// How many changes one batch of the scan makes.
@@ -149,10 +150,11 @@ fn forget_strays(store: &Store, found: &mut Recovered, owned: &BTreeSet<MessageI
 
 fn count_traced(store: &Store, found: &mut Recovered) -> Result<(), SpoolError> {
     let trace = store.family(TRACE)?;
-    let mut traced = 0;
+    let (mut traced, mut bytes) = (0, 0);
     let mut iterator = store.db.raw_iterator_cf(&trace);
     iterator.seek_to_first();
     while let Some(stored) = iterator.key() {
+        bytes += traced_bytes(stored, iterator.value().unwrap_or_default());
         if stored.len() == ID_BYTES {
             traced += 1;
             found.newest = found.newest.max(id_of(stored));
@@ -161,5 +163,6 @@ fn count_traced(store: &Store, found: &mut Recovered) -> Result<(), SpoolError> 
     }
     iterator.status().map_err(|error| SpoolError::Io(error.to_string()))?;
     store.counters.traced.store(traced, Ordering::Relaxed);
+    store.counters.traced_bytes.store(bytes, Ordering::Relaxed);
     Ok(())
 }

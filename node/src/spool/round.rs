@@ -8,6 +8,7 @@ use super::id::IdSource;
 use super::record::{Held, Redirect, Summer};
 use super::store::{BODY, META, QUARANTINE, Store, TAG_BODY, TAG_META, TAG_REASON, TRACE, chunk_key, key, step_key};
 use super::trace::{EVENTS_PER_LETTER_MAX, TraceEvent, TraceHead, TraceKind, TraceStatus, TraceStep};
+use super::upkeep::traced_bytes;
 use super::{Arrival, MessageId, Record, SpoolError};
 
 /// The last word on a letter is told even when its events are used up.
@@ -115,6 +116,7 @@ impl<'a> Round<'a> {
             self.batch.put_cf(&body, chunk_key(record.id, chunk), bytes);
         }
         self.batch.put_cf(&meta, key(record.id), encoded);
+        self.tally.traced_bytes += traced_bytes(&key(record.id), &head);
         self.batch.put_cf(&trace, key(record.id), head);
         self.sync = true;
         self.tally.commits += 1;
@@ -286,7 +288,9 @@ impl<'a> Round<'a> {
         let now = u64::try_from(crate::clock::now_ms()).unwrap_or(0).saturating_mul(1000);
         *self.sequence = now.max(self.sequence.saturating_add(1));
         let value = to_json(&TraceStep { status, events })?;
-        self.batch.put_cf(&self.store.family(TRACE)?, step_key(id, *self.sequence), value);
+        let stored = step_key(id, *self.sequence);
+        self.tally.traced_bytes += traced_bytes(&stored, &value);
+        self.batch.put_cf(&self.store.family(TRACE)?, stored, value);
         Ok(())
     }
 }

@@ -74,6 +74,7 @@ pub(super) struct Counters {
     pub(super) commits: AtomicU64,
     pub(super) syncs: AtomicU64,
     pub(super) traced: AtomicU64,
+    pub(super) traced_bytes: AtomicU64,
     /// Bytes removed since the last compaction.
     pub(super) drained: AtomicU64,
     /// When the synced write under way began, in milliseconds since the store was opened and one more; 0: none is.

@@ -31,12 +31,16 @@ fn message(recipients: &[&str]) -> NewMessage {
     }
 }
 
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
 async fn open(dir: &Path) -> (Spool, RecoveryReport) {
     let dir = dir.to_owned();
     // The committer of a dropped spool may need a moment to let go of the lock.
     for _ in 0..200 {
         let at = dir.clone();
-        match run_blocking(move || Spool::open(&at, 1, "n1", &Scope::new())).await {
+        match run_blocking(move || Spool::open(&at, 1, "n1", TraceLimits::default(), &Scope::new())).await {
             Err(SpoolError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
             opened => return opened.unwrap(),
         }
@@ -324,7 +328,9 @@ async fn two_processes_cannot_have_one_spool() {
     let dir = tempfile::tempdir().unwrap();
     let (_spool, _) = open(dir.path()).await;
     let at = dir.path().to_owned();
-    let second = run_blocking(move || Spool::open(&at, 1, "n1", &Scope::new()).map(|_| ())).await.unwrap_err();
+    let second = run_blocking(move || Spool::open(&at, 1, "n1", TraceLimits::default(), &Scope::new()).map(|_| ()))
+        .await
+        .unwrap_err();
     assert_eq!(second, SpoolError::Locked { dir: dir.path().to_owned() });
     assert!(second.to_string().contains("in use by another process"));
 }
@@ -383,6 +389,7 @@ async fn the_trace_tells_a_letters_life_and_is_found_by_every_field() {
         let id = append.id();
         let other = NewMessage { message_id: "<two@x>".to_owned(), ..message(&["b@y.example"]) };
         let other = NewMessage { source_addr: "10.9.9.9".parse().unwrap(), connector: "other".to_owned(), ..other };
+        let other = NewMessage { user: Some("erp".to_owned()), ..other };
         append.commit(NewMessage { session_id: "FFFF".to_owned(), ..other }).await.unwrap();
         id
     };
@@ -403,7 +410,7 @@ async fn the_trace_tells_a_letters_life_and_is_found_by_every_field() {
         TraceFilter { id: Some(id), ..TraceFilter::default() },
         TraceFilter { message_id: text("one@corp.example"), ..TraceFilter::default() },
         TraceFilter { recipient: text("A@X.example"), ..TraceFilter::default() },
-        TraceFilter { client_ip: Some("::ffff:10.1.2.3".parse().unwrap()), ..TraceFilter::default() },
+        TraceFilter { client: Some((ip("10.1.2.0"), ip("10.1.2.3"))), ..TraceFilter::default() },
         TraceFilter { connector: text("Printers"), ..TraceFilter::default() },
         TraceFilter { session_id: text("0a1b"), ..TraceFilter::default() },
     ] {
@@ -413,9 +420,68 @@ async fn the_trace_tells_a_letters_life_and_is_found_by_every_field() {
     let count = async |filter| spool.trace(filter).await.unwrap().len();
     assert_eq!(count(TraceFilter { sender: text("printer@corp.example"), ..TraceFilter::default() }).await, 2);
     assert_eq!(count(TraceFilter { sender: text("<>"), ..TraceFilter::default() }).await, 0);
+    assert_eq!(count(TraceFilter { user: text("ERP"), ..TraceFilter::default() }).await, 1);
+    assert_eq!(
+        count(TraceFilter { client: Some((ip("10.0.0.0"), ip("10.255.0.0"))), ..TraceFilter::default() }).await,
+        2
+    );
+    assert_eq!(count(TraceFilter { client: Some((ip("::"), ip("ffff::"))), ..TraceFilter::default() }).await, 0);
     assert_eq!(count(TraceFilter { limit: 1, ..TraceFilter::default() }).await, 1);
     let later = crate::clock::now_ms() + 60_000;
     assert_eq!(count(TraceFilter { since_ms: Some(later), ..TraceFilter::default() }).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_has_every_event_once_page_by_page_and_window_by_window() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, _) = open(dir.path()).await;
+    let began = crate::clock::now_ms();
+    let mut appends = tokio::task::JoinSet::new();
+    for _ in 0..1_100 {
+        let append = spool.begin();
+        appends.spawn(async move {
+            let id = append.id();
+            append.commit(message(&["a@x.example"])).await.unwrap();
+            id
+        });
+    }
+    let mut ids: Vec<MessageId> = Vec::new();
+    while let Some(id) = appends.join_next().await {
+        ids.push(id.unwrap());
+    }
+    ids.sort();
+    // Half an hour later something happens to some of them.
+    let later = began + 30 * 60_000;
+    for id in ids.iter().step_by(100) {
+        let event = TraceEvent { at_ms: later, event: TraceKind::Delivered, ..TraceEvent::default() };
+        let update = Update { events: vec![event], ..update(*id, vec![outcome(0, RecipientState::Delivered)]) };
+        spool.update(update).await.unwrap();
+    }
+    let all = async |filter: &TraceFilter, window| {
+        let (mut letters, mut after, mut pages) = (Vec::new(), None, 0);
+        loop {
+            let page = spool.export(filter.clone(), window, after).await.unwrap();
+            letters.extend(page.letters);
+            pages += 1;
+            after = page.next;
+            if after.is_none() {
+                return (letters, pages);
+            }
+        }
+    };
+    let none = TraceFilter::default();
+    let (letters, pages) = all(&none, (0, i64::MAX)).await;
+    assert_eq!(letters.iter().map(|letter| letter.id).collect::<Vec<_>>(), ids, "oldest first, each once");
+    assert_eq!((pages, letters.iter().map(|letter| letter.events.len()).sum::<usize>()), (3, 1_111));
+    let (first, _) = all(&none, (0, later)).await;
+    let (second, _) = all(&none, (later, i64::MAX)).await;
+    assert_eq!((first.len(), second.len()), (1_100, 11));
+    assert!(second.iter().all(|letter| letter.events.len() == 1 && letter.events[0].event == TraceKind::Delivered));
+    assert!(all(&none, (later + 1, i64::MAX)).await.0.is_empty());
+    let (one, _) = all(&TraceFilter { id: Some(ids[700]), ..none.clone() }, (0, i64::MAX)).await;
+    assert_eq!((one.len(), one[0].id, one[0].events.len()), (1, ids[700], 2));
+    let other = TraceFilter { connector: Some("other".to_owned()), ..none };
+    assert!(all(&other, (0, i64::MAX)).await.0.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -433,10 +499,20 @@ async fn events_are_bounded_per_letter_and_letters_in_all() {
     let last = spool.trace(TraceFilter { id: Some(ids[9]), ..TraceFilter::default() }).await.unwrap().remove(0);
     assert_eq!(last.events.len(), usize::from(EVENTS_PER_LETTER_MAX) + 2);
     assert_eq!(last.status, TraceStatus::Delivered);
-    upkeep::prune_trace(&spool.store, crate::clock::now_ms(), 3).unwrap();
+    // The last letter has most of the bytes; of the others two have room beside it.
+    let bytes = |spool: &Spool| spool.store.counters.traced_bytes.load(Ordering::Relaxed);
+    let all = bytes(&spool);
+    let limit = |bytes| TraceLimits { bytes, ..TraceLimits::default() };
+    upkeep::prune_trace(&spool.store, crate::clock::now_ms(), limit(all)).unwrap();
+    assert_eq!((spool.stats().traced, bytes(&spool)), (10, all), "nothing is too much");
+    let head = spool.store.db.get_cf(&spool.store.family("trace").unwrap(), ids[0].0.to_be_bytes()).unwrap().unwrap();
+    let each = head.len() as u64 + 8;
+    upkeep::prune_trace(&spool.store, crate::clock::now_ms(), limit(all - each * 7)).unwrap();
     let left: Vec<_> = spool.trace(TraceFilter::default()).await.unwrap().iter().map(|record| record.id).collect();
     assert_eq!(left, vec![ids[9], ids[8], ids[7]]);
-    upkeep::prune_trace(&spool.store, crate::clock::now_ms() + TRACE_KEPT_MS + 60_000, 1000).unwrap();
+    let late = crate::clock::now_ms() + 31 * 24 * 3600 * 1000;
+    upkeep::prune_trace(&spool.store, late, TraceLimits::default()).unwrap();
+    assert_eq!(bytes(&spool), 0);
     assert!(spool.trace(TraceFilter::default()).await.unwrap().is_empty());
     assert_eq!(spool.stats().traced, 0);
 }

@@ -2,6 +2,7 @@
 //! so that the trace never says more or less than the spool did.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,12 +10,24 @@ use super::{MessageId, RecipientState, Record};
 
 /// How many events one letter may have; further ones are dropped, except the last word on it.
 pub const EVENTS_PER_LETTER_MAX: u16 = 200;
-/// How many letters are remembered on one node.
-pub const LETTERS_TRACED_MAX: u64 = 200_000;
-/// How long a letter is remembered.
-pub const TRACE_KEPT_MS: i64 = 14 * 24 * 3600 * 1000;
 /// How many records one question may be answered with.
 pub const TRACE_ANSWER_MAX: usize = 10_000;
+
+/// How much of the past is kept; the oldest goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceLimits {
+    /// How long a letter is remembered.
+    pub age: Duration,
+    /// How many bytes, as they are before RocksDB makes them smaller.
+    pub bytes: u64,
+}
+
+impl Default for TraceLimits {
+    /// Exchange's MessageTrackingLogMaxAge and MessageTrackingLogMaxDirectorySize: 30 days, 1000 MB.
+    fn default() -> Self {
+        Self { age: Duration::from_secs(30 * 24 * 3600), bytes: 1000 * 1024 * 1024 }
+    }
+}
 
 /// A letter and what happened to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,10 +198,12 @@ pub struct TraceFilter {
     pub sender: Option<String>,
     /// One of the recipients, in any case.
     pub recipient: Option<String>,
-    /// The device.
-    pub client_ip: Option<IpAddr>,
+    /// The device: between these addresses, both included.
+    pub client: Option<(IpAddr, IpAddr)>,
     /// The receive connector.
     pub connector: Option<String>,
+    /// The credential, in any case.
+    pub user: Option<String>,
     /// The session.
     pub session_id: Option<String>,
     /// Accepted at or after, in unix milliseconds.
@@ -214,7 +229,14 @@ impl TraceFilter {
                 .recipient
                 .as_ref()
                 .is_none_or(|wanted| head.recipients.iter().any(|recipient| recipient.eq_ignore_ascii_case(wanted)))
-            && self.client_ip.is_none_or(|wanted| wanted.to_canonical() == head.client_ip.to_canonical())
+            && self.client.is_none_or(|(first, last)| {
+                let ip = head.client_ip.to_canonical();
+                ip.is_ipv4() == first.is_ipv4() && (first..=last).contains(&ip)
+            })
+            && self
+                .user
+                .as_ref()
+                .is_none_or(|wanted| head.user.as_ref().is_some_and(|user| user.eq_ignore_ascii_case(wanted)))
             && same(&self.connector, &head.connector)
             && same(&self.session_id, &head.session_id)
             && self.since_ms.is_none_or(|since| head.received_at_ms >= since)

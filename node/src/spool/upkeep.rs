@@ -8,7 +8,7 @@ use std::time::Duration;
 use rocksdb::{CompactOptions, IteratorMode, WriteBatch};
 
 use super::store::{BODY, ID_BYTES, META, Store, TRACE, id_of, key};
-use super::trace::{LETTERS_TRACED_MAX, TRACE_KEPT_MS};
+use super::trace::TraceLimits;
 use super::{MessageId, SpoolError};
 use crate::shutdown::run_blocking;
 
@@ -18,7 +18,7 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(60);
 const COMPACT_BYTES_MIN: u64 = 256 * 1024 * 1024;
 
 /// Runs upkeep until dropped, or until nobody else has the spool open.
-pub(super) async fn run(store: Weak<Store>) {
+pub(super) async fn run(store: Weak<Store>, limits: TraceLimits) {
     loop {
         tokio::time::sleep(UPKEEP_INTERVAL).await;
         let Some(store) = store.upgrade() else { return };
@@ -26,7 +26,7 @@ pub(super) async fn run(store: Weak<Store>) {
             if store.failing().is_some() {
                 return;
             }
-            if let Err(error) = prune_trace(&store, crate::clock::now_ms(), LETTERS_TRACED_MAX) {
+            if let Err(error) = prune_trace(&store, crate::clock::now_ms(), limits) {
                 tracing::warn!(%error, "old traces were not removed");
             }
             if let Err(error) = compact(&store, COMPACT_BYTES_MIN) {
@@ -37,23 +37,23 @@ pub(super) async fn run(store: Weak<Store>) {
     }
 }
 
-/// Forgets traces that are too old, and the oldest beyond `letters_max`.
-pub(super) fn prune_trace(store: &Store, now_ms: i64, letters_max: u64) -> Result<(), SpoolError> {
+/// Forgets letters whose traces are too old, and the oldest as long as all together are too large.
+pub(super) fn prune_trace(store: &Store, now_ms: i64, limits: TraceLimits) -> Result<(), SpoolError> {
     let trace = store.family(TRACE)?;
-    let too_old = MessageId::first_at(now_ms.saturating_sub(TRACE_KEPT_MS));
-    let excess = store.counters.traced.load(Ordering::Relaxed).saturating_sub(letters_max);
-    let mut removed = 0;
+    let age_ms = i64::try_from(limits.age.as_millis()).unwrap_or(i64::MAX);
+    let too_old = MessageId::first_at(now_ms.saturating_sub(age_ms));
+    let excess = store.counters.traced_bytes.load(Ordering::Relaxed).saturating_sub(limits.bytes);
+    let (mut removed, mut removed_bytes) = (0, 0);
     let mut keep_from = None;
     for item in store.db.iterator_cf(&trace, IteratorMode::Start) {
-        let (stored, _) = item.map_err(|error| SpoolError::Io(error.to_string()))?;
+        let (stored, value) = item.map_err(|error| SpoolError::Io(error.to_string()))?;
         let Some(id) = id_of(&stored) else { break };
-        if id >= too_old && removed >= excess {
-            // The steps of the last removed letter follow its head under the same id.
-            if keep_from.is_some_and(|next| id < next) {
-                continue;
-            }
+        // The steps of the last removed letter follow its head under the same id.
+        let belongs = keep_from.is_some_and(|next| id < next);
+        if id >= too_old && removed_bytes >= excess && !belongs {
             break;
         }
+        removed_bytes += traced_bytes(&stored, &value);
         if stored.len() == ID_BYTES {
             removed += 1;
         }
@@ -64,7 +64,13 @@ pub(super) fn prune_trace(store: &Store, now_ms: i64, letters_max: u64) -> Resul
     batch.delete_range_cf(&trace, key(MessageId(0)), key(keep_from));
     store.write(batch, false)?;
     store.counters.traced.fetch_sub(removed, Ordering::Relaxed);
+    store.counters.traced_bytes.fetch_sub(removed_bytes, Ordering::Relaxed);
     Ok(())
+}
+
+/// What one entry of the trace counts.
+pub(super) fn traced_bytes(stored: &[u8], value: &[u8]) -> u64 {
+    (stored.len() + value.len()) as u64
 }
 
 /// Compacts bodies and records when more was removed since the last time than is still there.

@@ -47,7 +47,7 @@ async fn a_million_letters_cost_bounded_memory_and_start_in_seconds() {
 async fn fill(dir: &Path, letters: u64) {
     let scope = Scope::new();
     let (at, within) = (dir.to_owned(), scope.clone());
-    let (spool, _) = run_blocking(move || Spool::open(&at, 1, "n1", &within).unwrap()).await;
+    let (spool, _) = run_blocking(move || Spool::open(&at, 1, "n1", TraceLimits::default(), &within).unwrap()).await;
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..WRITERS as u64 {
         let spool = spool.clone();
