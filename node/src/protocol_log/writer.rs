@@ -5,7 +5,7 @@ use std::io::{BufWriter, Result, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use metrics::counter;
 
@@ -96,7 +96,9 @@ impl Writer {
             Format::Exchange => "log",
             Format::Json => "jsonl",
         };
-        let mut number = 1;
+        // Never a number that was used before: names follow the order in which the files were written.
+        let mut number =
+            self.files().iter().filter(|file| file.place.0 == day).map(|file| file.place.1).max().unwrap_or(0) + 1;
         let file = loop {
             let path = self.settings.directory.join(format!("RECV{day}-{number:04}.{suffix}"));
             // Who connects and writes to whom is not for everybody to read.
@@ -117,33 +119,47 @@ impl Writer {
 
     /// Removes what is too old and, oldest first, what is too much. The newest file stays.
     fn tidy(&self) {
-        let mut files = self.files();
-        files.sort();
-        let mut all: u64 = files.iter().map(|file| file.2).sum();
+        let files = self.files();
+        let mut all: u64 = files.iter().map(|file| file.bytes).sum();
         let newest = files.len().saturating_sub(1);
-        for (age_key, path, bytes) in files.into_iter().take(newest) {
-            let age = now_ms().saturating_sub(age_key);
-            let is_old = u128::try_from(age).unwrap_or(0) > self.settings.max_age.as_millis();
+        for file in files.into_iter().take(newest) {
+            let is_old = file.written.elapsed().is_ok_and(|age| age > self.settings.max_age);
             if is_old || all > self.settings.max_directory_bytes {
-                match std::fs::remove_file(&path) {
-                    Ok(()) => all = all.saturating_sub(bytes),
-                    Err(error) => tracing::warn!(%error, path = %path.display(), "old protocol log stays"),
+                match std::fs::remove_file(&file.path) {
+                    Ok(()) => all = all.saturating_sub(file.bytes),
+                    Err(error) => tracing::warn!(%error, path = %file.path.display(), "old protocol log stays"),
                 }
             }
         }
     }
 
-    /// When each was written last in unix milliseconds, its path and its size.
-    fn files(&self) -> Vec<(i64, PathBuf, u64)> {
+    /// The files there are, oldest first.
+    fn files(&self) -> Vec<Written> {
         let entries = std::fs::read_dir(&self.settings.directory).into_iter().flatten().flatten();
-        let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("RECV"));
-        ours.filter_map(|entry| {
+        let ours = entries.filter_map(|entry| {
+            let place = place(entry.file_name().to_str()?)?;
             let facts = entry.metadata().ok()?;
-            let since_epoch = facts.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
-            Some((i64::try_from(since_epoch.as_millis()).ok()?, entry.path(), facts.len()))
-        })
-        .collect()
+            Some(Written { place, written: facts.modified().ok()?, path: entry.path(), bytes: facts.len() })
+        });
+        let mut files: Vec<_> = ours.collect();
+        files.sort_by(|a, b| a.place.cmp(&b.place));
+        files
     }
+}
+
+/// A file of this log.
+struct Written {
+    place: (String, u64),
+    written: SystemTime,
+    path: PathBuf,
+    bytes: u64,
+}
+
+/// Day and number of a file of ours, by its name.
+fn place(name: &str) -> Option<(String, u64)> {
+    let (stem, _) = name.strip_prefix("RECV")?.split_once('.')?;
+    let (day, number) = stem.split_once('-')?;
+    Some((day.to_owned(), number.parse().ok()?))
 }
 
 /// `yyyymmdd` in UTC.
@@ -188,17 +204,17 @@ mod tests {
         let mut writer = writer(dir.path());
         (0..200).for_each(|sequence| writer.take(&record(sequence)));
         writer.flush();
-        let mut files = writer.files();
-        files.sort_by(|a, b| a.1.cmp(&b.1));
-        let bytes: u64 = files.iter().map(|file| file.2).sum();
+        let files = writer.files();
+        let bytes: u64 = files.iter().map(|file| file.bytes).sum();
         assert!(bytes <= 6000 + 2200, "{bytes}");
-        for (_, path, bytes) in &files {
+        assert!(files[0].place.1 > 1, "a number is not used again: {:?}", files[0].path);
+        for Written { path, bytes, .. } in &files {
             let text = std::fs::read_to_string(path).unwrap();
             assert!(path.file_name().unwrap().to_str().unwrap().starts_with("RECV20161214-"), "{path:?}");
             assert!(text.starts_with("#Software: Posthouse\r\n#Version: "), "{text}");
             assert!(*bytes < 2200, "{bytes}");
         }
-        let last = std::fs::read_to_string(&files.last().unwrap().1).unwrap();
+        let last = std::fs::read_to_string(&files.last().unwrap().path).unwrap();
         assert!(last.contains(",199,"), "the newest record is there: {last}");
     }
 

@@ -35,7 +35,7 @@ fn names_auth(line: &[u8]) -> bool {
 /// The line as it may be shown.
 fn masked(line: &[u8], auth_seen: bool) -> Vec<u8> {
     let line = line.trim_ascii();
-    let is_known = !matches!(Command::parse(line), Err(CommandError::NotSmtp));
+    let is_known = !matches!(Command::parse(line), Err(CommandError::NotSmtp | CommandError::Unrecognized));
     let mut words = line.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty());
     let verb = words.next().unwrap_or_default();
     if verb.eq_ignore_ascii_case(b"AUTH") {
