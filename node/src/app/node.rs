@@ -232,12 +232,7 @@ impl Node {
         let limits = TraceLimits { age: tracking.max_age, bytes: tracking.max_size_mib.saturating_mul(1024 * 1024) };
         let (spool, report) =
             run_blocking(move || Spool::open(&spool_dir, node_id, &name, limits, &spool_scope)).await?;
-        tracing::info!(
-            kept = report.kept,
-            forgotten = report.forgotten,
-            quarantined = report.quarantined.len(),
-            "spool opened"
-        );
+        tracing::info!(kept = report.kept, quarantined = report.quarantined.len(), "spool opened");
         let fqdn = self.config.fqdn();
         let facts = Arc::new(NodeFacts {
             node_id: identity.node_id,
@@ -261,6 +256,11 @@ impl Node {
         tls::describe_metrics();
         let deps = QueueDeps { view: raft.view(), node: facts, outbound: Arc::new(outbound), settings };
         let queue = QueueManager::start(spool.clone(), deps, &member_scope);
+        let (verify, told) = (spool.verify(), queue.clone());
+        member_scope.spawn_until_ended(async move {
+            let aside = verify.await.unwrap_or_default().quarantined;
+            told.forget(aside.iter().map(|letter| letter.id));
+        });
         let _ = queued.set(queue.clone());
 
         let failed_handshakes = Arc::new(FailedHandshakes::default());

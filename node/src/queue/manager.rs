@@ -20,7 +20,7 @@ use crate::connector::{LetterFacts, SendConnector};
 use crate::mail::{Domain, Mailbox};
 use crate::outbound::Outbound;
 use crate::shutdown::Scope;
-use crate::spool::{Record, Spool};
+use crate::spool::{MessageId, Record, Spool};
 use crate::state::StateView;
 
 /// The longest sleep: whatever was missed is noticed then.
@@ -82,9 +82,13 @@ async fn dispatch(shared: Arc<Shared>) {
     let mut view = Arc::clone(&views.borrow_and_update());
     loop {
         let newest = Arc::clone(&views.borrow_and_update());
+        let arrivals = shared.spool.take_arrivals().await.unwrap_or_else(|error| {
+            tracing::error!(%error, "letters that wait could not be read; this is tried again");
+            Vec::new()
+        });
         let sleep = {
             let mut book = shared.book();
-            shared.spool.take_arrivals().into_iter().for_each(|arrival| book.add(arrival));
+            arrivals.into_iter().for_each(|arrival| book.add(arrival));
             let now = now_ms();
             let own = &shared.deps.node.fqdn;
             let changed = newest.state.settings.postmaster != view.state.settings.postmaster;
@@ -158,6 +162,14 @@ impl QueueHandle {
         }
         let oldest = book.oldest().map_or(0, |id| now_ms().saturating_sub(id.made_at_ms()).max(0));
         metrics::gauge!(OLDEST_AGE_SECONDS).set(oldest as f64 / 1000.0);
+    }
+
+    /// Takes letters out of line that are no longer in the spool.
+    pub fn forget(&self, ids: impl IntoIterator<Item = MessageId>) {
+        let mut book = self.shared.book();
+        for id in ids {
+            book.remove(id);
+        }
     }
 
     /// Starts no further attempt and waits for those that run. Answers whether all ended before `deadline`.

@@ -42,7 +42,7 @@ pub(super) enum Change {
     /// A letter crashed a worker.
     Crashed { id: MessageId, at_ms: i64, done: Answer<bool> },
     /// A letter was found damaged.
-    Quarantine { id: MessageId, at_ms: i64, reason: String, done: Answer<()> },
+    Quarantine { id: MessageId, at_ms: i64, reason: String, done: Answer<bool> },
     /// Nothing but a synced write, to see how long one takes.
     Probe { done: Answer<()> },
     /// No more changes will come.

@@ -19,6 +19,7 @@ mod store;
 mod tests;
 mod trace;
 mod upkeep;
+mod verify;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,7 @@ pub use recover::{QuarantinedLetter, RecoveryReport};
 pub use trace::{
     EVENTS_PER_LETTER_MAX, TRACE_ANSWER_MAX, TraceEvent, TraceFilter, TraceKind, TraceLimits, TraceRecord, TraceStatus,
 };
+pub use verify::VerifyReport;
 
 pub(crate) use record::cut;
 
@@ -184,10 +186,11 @@ pub struct Spool {
     store: Arc<Store>,
     ids: Arc<id::IdSource>,
     committer: Arc<Committer>,
+    newest_at_start: Option<MessageId>,
 }
 
 impl Spool {
-    /// Opens or makes the spool in `dir` and scans it. Blocking; call it inside the runtime, off its workers.
+    /// Opens or makes the spool in `dir` and reads its records. Blocking; call it inside the runtime, off its workers.
     ///
     /// `scope` runs the upkeep. The committer lives until [`Spool::close`], or until every clone and
     /// every [`Append`] is gone: dropping the last of them waits for it, which a part that stops in good order avoids by
@@ -203,13 +206,23 @@ impl Spool {
         scope: &Scope,
     ) -> Result<(Self, RecoveryReport), SpoolError> {
         let store = Arc::new(Store::open(dir, node_id, node_name)?);
-        let recovered = recover::recover(&store)?;
-        let ids = Arc::new(id::IdSource::new(node_id, recovered.newest));
-        store.arrive(recovered.arrivals);
+        let (report, newest) = recover::recover(&store)?;
+        let ids = Arc::new(id::IdSource::new(node_id, newest));
         let committer = Committer::start(Arc::clone(&store), Arc::clone(&ids))
             .map_err(|error| SpoolError::Open { dir: dir.to_owned(), reason: error.to_string() })?;
         scope.spawn_until_ended(upkeep::run(Arc::downgrade(&store), limits));
-        Ok((Self { store, ids, committer: Arc::new(committer) }, recovered.report))
+        Ok((Self { store, ids, committer: Arc::new(committer), newest_at_start: newest }, report))
+    }
+
+    /// Reads every letter that was here at start once, at a pace that leaves half of the time to others: what is damaged
+    /// is set aside, what was never committed is forgotten. Keeps nobody from closing the spool. `None`: it was closed
+    /// before the end, or its disk failed. To be called once.
+    ///
+    /// # Cancel safety
+    /// Cancel safe; the rest is then not read.
+    pub fn verify(&self) -> impl Future<Output = Option<VerifyReport>> + Send + 'static {
+        let (store, committer) = (Arc::downgrade(&self.store), Arc::downgrade(&self.committer));
+        verify::Verifier { store, committer, newest: self.newest_at_start }.run()
     }
 
     /// Begins a letter.
@@ -231,11 +244,26 @@ impl Spool {
         self.store.stats()
     }
 
-    /// Hands over the letters that became durable since the last call: at first those that a restart found.
-    /// One caller only: the queue.
-    #[must_use]
-    pub fn take_arrivals(&self) -> Vec<Arrival> {
-        self.store.take_arrivals()
+    /// Hands over letters that the queue does not know: those that became durable since the last call and, until they are
+    /// all told, a page of those that a restart found. One caller only: the queue.
+    ///
+    /// # Errors
+    /// When the records cannot be read; what is new waits for the next call.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: a page that is read and not received is lost until the next start.
+    pub async fn take_arrivals(&self) -> Result<Vec<Arrival>, SpoolError> {
+        let Some(backlog) = self.store.backlog() else { return Ok(self.store.take_arrivals()) };
+        let store = Arc::clone(&self.store);
+        run_blocking(move || {
+            let (mut page, next) = recover::next_page(&store, backlog)?;
+            store.set_backlog(next);
+            page.append(&mut store.take_arrivals());
+            // There is more.
+            store.arrived.notify_one();
+            Ok(page)
+        })
+        .await
     }
 
     /// Returns when there may be arrivals to take.
@@ -343,7 +371,7 @@ impl Spool {
         tracing::error!(message.id = %id, reason, "damaged letter set aside");
         metrics::counter!(QUARANTINED_TOTAL).increment(1);
         let reason = reason.to_owned();
-        self.change(|done| Change::Quarantine { id, at_ms, reason, done }).await
+        self.change(|done| Change::Quarantine { id, at_ms, reason, done }).await.map(drop)
     }
 
     /// Milliseconds that the synced write under way has taken so far or, when none is, that the newest one took.

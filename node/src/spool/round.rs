@@ -81,7 +81,7 @@ impl<'a> Round<'a> {
                 Err(error) => drop(done.send(Err(error))),
             },
             Change::Quarantine { id, at_ms, reason, done } => match self.quarantine(id, at_ms, &reason) {
-                Ok(()) => self.answers.push(Pending::Done(done)),
+                Ok(found) => self.answers.push(Pending::Deleted(done, found)),
                 Err(error) => drop(done.send(Err(error))),
             },
             Change::Probe { done } => {
@@ -240,9 +240,14 @@ impl<'a> Round<'a> {
         Ok(false)
     }
 
-    fn quarantine(&mut self, id: MessageId, at_ms: i64, reason: &str) -> Result<(), SpoolError> {
+    /// Answers whether the letter was still here.
+    fn quarantine(&mut self, id: MessageId, at_ms: i64, reason: &str) -> Result<bool, SpoolError> {
+        if matches!(self.overlay.get(&id), Some(None)) {
+            return Ok(false);
+        }
         let stored = self.store.db.get_cf(&self.store.family(META)?, key(id));
-        let Some(meta) = stored.map_err(|error| SpoolError::Io(error.to_string()))? else { return Ok(()) };
+        let Some(meta) = stored.map_err(|error| SpoolError::Io(error.to_string()))? else { return Ok(false) };
+        self.tally.bytes_removed += Record::decode(&meta).map_or(0, |record| record.length);
         set_aside(self.store, &mut self.batch, &key(id), &meta, reason)?;
         let node = self.store.node_name.clone();
         let detail = reason.to_owned();
@@ -251,7 +256,7 @@ impl<'a> Round<'a> {
         self.overlay.insert(id, None);
         self.tally.removed += 1;
         self.sync = true;
-        Ok(())
+        Ok(true)
     }
 
     /// Reads a record as the changes before this one leave it.

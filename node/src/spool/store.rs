@@ -11,6 +11,7 @@ use rocksdb::{
 };
 use tokio::sync::Notify;
 
+use super::recover::Backlog;
 use super::trace::{TraceFilter, TraceHead, TraceRecord, TraceStep};
 use super::{Arrival, MessageId, QuarantinedLetter, Record, SpoolError, SpoolStats};
 
@@ -56,7 +57,9 @@ pub(super) struct Store {
     pub(super) node_name: String,
     opened: tokio::time::Instant,
     failing: OnceLock<String>,
-    /// Letters that are durable and that the queue has not fetched.
+    /// What was here at start and waits for the queue to fetch it.
+    backlog: Mutex<Option<Backlog>>,
+    /// Letters that became durable since and that the queue has not fetched.
     arrivals: Mutex<Vec<Arrival>>,
     pub(super) arrived: Notify,
     /// Pieces of letters that were given up: removed with the next batch.
@@ -107,6 +110,7 @@ impl Store {
             node_name: node_name.to_owned(),
             opened: tokio::time::Instant::now(),
             failing: OnceLock::new(),
+            backlog: Mutex::new(None),
             arrivals: Mutex::new(Vec::new()),
             arrived: Notify::new(),
             forgotten: Mutex::new(Vec::new()),
@@ -200,6 +204,14 @@ impl Store {
             rocksdb::ErrorKind::Corruption => SpoolError::Damaged { id, reason: error.to_string() },
             _ => self.fail(error.as_ref()),
         }
+    }
+
+    pub(super) fn backlog(&self) -> Option<Backlog> {
+        *self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_backlog(&self, backlog: Option<Backlog>) {
+        *self.backlog.lock().unwrap_or_else(PoisonError::into_inner) = backlog;
     }
 
     /// Adds letters for the queue to fetch.

@@ -48,6 +48,10 @@ async fn open(dir: &Path) -> (Spool, RecoveryReport) {
     panic!("the lock was never let go");
 }
 
+async fn verified(spool: &Spool) -> VerifyReport {
+    spool.verify().await.unwrap()
+}
+
 async fn store_letter(spool: &Spool, bytes: &[u8], recipients: &[&str]) -> MessageId {
     let mut append = spool.begin();
     let id = append.id();
@@ -105,8 +109,9 @@ async fn small_and_large_letters_read_back_after_a_restart() {
     }
     drop(spool);
     let (spool, report) = open(dir.path()).await;
-    assert_eq!((report.kept, report.forgotten, report.quarantined.len()), (letters.len() as u64, 0, 0));
-    let arrivals = spool.take_arrivals();
+    assert_eq!((report.kept, report.quarantined.len()), (letters.len() as u64, 0));
+    assert_eq!(verified(&spool).await, VerifyReport { whole: letters.len() as u64, ..VerifyReport::default() });
+    let arrivals = spool.take_arrivals().await.unwrap();
     for (id, bytes) in &letters {
         assert_eq!(&read(&spool, *id).await.unwrap(), bytes);
         assert!(arrivals.iter().any(|arrival| arrival.id == *id && arrival.size == bytes.len() as u64));
@@ -141,6 +146,8 @@ async fn every_acknowledged_letter_is_in_a_copy_taken_while_others_are_committed
         run_blocking(move || copy_dir(&from, &target)).await;
         let (copy, report) = open(&to).await;
         assert!(report.quarantined.is_empty(), "{report:?}");
+        let report = verified(&copy).await;
+        assert!(report.quarantined.is_empty(), "{report:?}");
         assert!(promised.len() > 10, "the run is void: only {} letters", promised.len());
         for (id, bytes) in promised {
             assert_eq!(read(&copy, id).await.unwrap(), bytes);
@@ -170,7 +177,7 @@ async fn a_letter_that_was_never_committed_leaves_nothing() {
     let copy = tempfile::tempdir().unwrap();
     copy_dir(dir.path(), copy.path());
     let (spool, report) = open(copy.path()).await;
-    assert_eq!((report.kept, report.forgotten), (1, 1));
+    assert_eq!((report.kept, verified(&spool).await.forgotten), (1, 1));
     assert!(spool.store.chunk(id, 0).unwrap().is_none());
 }
 
@@ -192,7 +199,7 @@ async fn a_large_letter_is_whole_after_a_crash_that_follows_its_commit() {
     copy_dir(dir.path(), copy.path());
     assert_eq!(read(&spool, id).await.unwrap(), bytes);
     let (crashed, report) = open(copy.path()).await;
-    assert_eq!((report.kept, report.forgotten), (2, 0));
+    assert_eq!((report.kept, verified(&crashed).await.forgotten), (2, 0));
     assert_eq!(read(&crashed, id).await.unwrap(), bytes);
     assert_eq!(read(&crashed, exact).await.unwrap(), &bytes[..6 * CHUNK_BYTES]);
     crashed.update(update(id, vec![outcome(0, RecipientState::Delivered)])).await.unwrap();
@@ -215,8 +222,8 @@ async fn a_large_letter_that_was_never_committed_leaves_no_file() {
     let copy = tempfile::tempdir().unwrap();
     copy_dir(dir.path(), copy.path());
     assert_eq!(arriving(copy.path()), 1, "as a crash leaves it");
-    let (_spool, report) = open(copy.path()).await;
-    assert_eq!((report.kept, report.forgotten), (1, 1));
+    let (spool, report) = open(copy.path()).await;
+    assert_eq!((report.kept, verified(&spool).await.forgotten), (1, 1));
     assert_eq!(arriving(copy.path()), 0);
 }
 
@@ -251,9 +258,13 @@ async fn damage_is_set_aside_with_a_reason_and_the_rest_is_kept() {
     drop((meta, body));
     drop(spool);
     let (spool, report) = open(dir.path()).await;
-    assert_eq!(report.kept, 1);
+    assert_eq!((report.kept, report.quarantined.len()), (4, 1), "records are read at once, bytes after that");
+    let rest = verified(&spool).await;
+    assert_eq!((rest.whole, rest.forgotten), (1, 0));
+    assert_eq!((spool.stats().letters, spool.stats().bytes), (1, 5));
     assert_eq!(read(&spool, whole).await.unwrap(), b"whole");
-    let reason = |id| report.quarantined.iter().find(|letter| letter.id == id).unwrap().reason.clone();
+    let all = [report.quarantined, rest.quarantined].concat();
+    let reason = |id| all.iter().find(|letter| letter.id == id).unwrap().reason.clone();
     assert!(reason(missing).contains("piece 1 of 2 is missing"));
     assert!(reason(changed).contains("checksum"));
     assert!(reason(shorter).contains("5 bytes are stored, 7 were accepted"));
@@ -262,7 +273,8 @@ async fn damage_is_set_aside_with_a_reason_and_the_rest_is_kept() {
     assert!(spool.open_letter(changed).await.unwrap().is_none());
     drop(spool);
     let (spool, report) = open(dir.path()).await;
-    assert_eq!((report.kept, report.forgotten, report.quarantined.len()), (1, 0, 0));
+    assert_eq!((report.kept, report.quarantined.len()), (1, 0));
+    assert_eq!(spool.verify().await.unwrap(), VerifyReport { whole: 1, ..VerifyReport::default() });
     assert_eq!(spool.quarantined().await.unwrap().len(), 4, "what was set aside stays");
 }
 
@@ -306,7 +318,7 @@ async fn a_failed_write_is_never_followed_by_an_acknowledgement() {
     let dir = tempfile::tempdir().unwrap();
     let (spool, _) = open(dir.path()).await;
     let before = store_letter(&spool, b"before", &["a@x.example"]).await;
-    let _ = spool.take_arrivals();
+    let _ = spool.take_arrivals().await.unwrap();
     spool.store.break_writes.store(true, Ordering::SeqCst);
     let mut append = spool.begin();
     append.write(b"during".to_vec()).await.unwrap();
@@ -317,7 +329,7 @@ async fn a_failed_write_is_never_followed_by_an_acknowledgement() {
     let append = spool.begin();
     assert!(matches!(append.commit(message(&["a@x.example"])).await, Err(SpoolError::Failing(_))));
     assert!(matches!(spool.update(update(before, vec![])).await, Err(SpoolError::Failing(_))));
-    assert!(spool.take_arrivals().is_empty(), "what is not durable is not delivered");
+    assert!(spool.take_arrivals().await.unwrap().is_empty(), "what is not durable is not delivered");
     drop(spool);
     let (spool, report) = open(dir.path()).await;
     assert_eq!((report.kept, spool.failing()), (1, None));
@@ -347,7 +359,7 @@ async fn a_letter_is_forgotten_when_its_last_recipient_is_done() {
     drop(spool);
     let (spool, report) = open(dir.path()).await;
     assert_eq!(report.kept, 1);
-    let arrival = spool.take_arrivals().remove(0);
+    let arrival = spool.take_arrivals().await.unwrap().remove(0);
     assert_eq!(arrival.domains, vec![(Some(Domain::parse("y.example").unwrap()), NOW + 60_000)]);
     let last = spool.update(update(id, vec![outcome(1, RecipientState::Failed)])).await.unwrap();
     assert_eq!(last.status, Some(TraceStatus::Partial));
@@ -361,7 +373,7 @@ async fn a_failure_and_its_report_are_one_write_and_happen_once() {
     let dir = tempfile::tempdir().unwrap();
     let (spool, _) = open(dir.path()).await;
     let id = store_letter(&spool, b"letter", &["a@x.example", "b@x.example"]).await;
-    let _ = spool.take_arrivals();
+    let _ = spool.take_arrivals().await.unwrap();
     let report = |about| {
         vec![Report { message: message(&["printer@corp.example"]), bytes: b"report".to_vec(), about: vec![about] }]
     };
@@ -370,7 +382,7 @@ async fn a_failure_and_its_report_are_one_write_and_happen_once() {
     assert!(spool.update(deferred).await.unwrap().reports.is_empty(), "nothing happened to whom it is about");
     let queued = spool.update(failed()).await.unwrap().reports[0];
     assert!(spool.update(failed()).await.unwrap().reports.is_empty(), "the same failure is not reported twice");
-    assert_eq!(spool.take_arrivals().iter().map(|arrival| arrival.id).collect::<Vec<_>>(), vec![queued]);
+    assert_eq!(spool.take_arrivals().await.unwrap().iter().map(|arrival| arrival.id).collect::<Vec<_>>(), vec![queued]);
     assert_eq!(read(&spool, queued).await.unwrap(), b"report");
     let copy = tempfile::tempdir().unwrap();
     copy_dir(dir.path(), copy.path());
@@ -554,4 +566,45 @@ async fn a_closed_spool_takes_no_more() {
     spool.close().await;
     spool.close().await;
     assert_eq!(spool.begin().commit(message(&["a@x.example"])).await, Err(SpoolError::Closed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_restart_found_is_told_in_pages_with_what_is_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, _) = open(dir.path()).await;
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        ids.push(store_letter(&spool, b"letter", &["a@x.example"]).await);
+    }
+    drop(spool);
+    let (spool, _) = open(dir.path()).await;
+    // What leaves before it was told is not told.
+    assert!(spool.delete(ids[1], NOW, "test").await.unwrap());
+    let new = store_letter(&spool, b"new", &["a@x.example"]).await;
+    let mut told = Vec::new();
+    while told.len() < 3 {
+        spool.arrived().await;
+        told.extend(spool.take_arrivals().await.unwrap().into_iter().map(|arrival| arrival.id));
+    }
+    assert_eq!(told, [ids[0], ids[2], new]);
+    assert!(spool.take_arrivals().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_leaves_while_everything_is_read_is_not_called_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, _) = open(dir.path()).await;
+    let mut ids = Vec::new();
+    for _ in 0..300 {
+        ids.push(store_letter(&spool, &[7; 3000], &["a@x.example"]).await);
+    }
+    drop(spool);
+    let (spool, _) = open(dir.path()).await;
+    let (report, ()) = tokio::join!(verified(&spool), async {
+        for id in ids.iter().rev() {
+            spool.update(update(*id, vec![outcome(0, RecipientState::Delivered)])).await.unwrap();
+        }
+    });
+    assert!(report.quarantined.is_empty(), "{report:?}");
+    assert_eq!((spool.stats().letters, spool.stats().bytes), (0, 0));
 }

@@ -63,8 +63,10 @@ pub(super) fn prune_trace(store: &Store, now_ms: i64, limits: TraceLimits) -> Re
     let mut batch = WriteBatch::default();
     batch.delete_range_cf(&trace, key(MessageId(0)), key(keep_from));
     store.write(batch, false)?;
-    store.counters.traced.fetch_sub(removed, Ordering::Relaxed);
-    store.counters.traced_bytes.fetch_sub(removed_bytes, Ordering::Relaxed);
+    // Soon after start what is removed may not have been counted.
+    for (counter, removed) in [(&store.counters.traced, removed), (&store.counters.traced_bytes, removed_bytes)] {
+        let _ = counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| Some(all.saturating_sub(removed)));
+    }
     Ok(())
 }
 
