@@ -6,6 +6,7 @@
 pub mod proxy;
 #[expect(clippy::disallowed_methods, reason = "a measurement ends with its process; nothing here must be drained")]
 pub mod relay;
+pub mod session;
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -43,6 +43,8 @@ use crate::tls::Wanted;
 
 /// What one read takes at most; with one line and one header it bounds the memory of a session.
 const READ_BYTES: usize = 16 * 1024;
+/// Octets of memory for replies that an idle session keeps.
+const REPLIES_KEPT: usize = 512;
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to read our replies.
@@ -391,8 +393,10 @@ impl Driver<'_> {
                     transcript.said(bytes);
                 }
                 match action {
-                    Action::Send(bytes) if replies.is_empty() => replies = bytes,
-                    Action::Send(bytes) => replies.extend_from_slice(&bytes),
+                    Action::Send(bytes) => {
+                        replies.extend_from_slice(&bytes);
+                        session.give_back(bytes);
+                    }
                     Action::StartTls => return Left::StartTls,
                     Action::Close { reason } => {
                         self.closed(reason, session.letters());
@@ -758,7 +762,9 @@ async fn write<S: AsyncWrite + Unpin>(session: &mut Session, stream: &mut S, rep
     if !matches!(tokio::time::timeout(WRITE_TIMEOUT, sent).await, Ok(Ok(()))) {
         session.handle_disconnect(now());
     }
-    *replies = Vec::new();
+    // Room for the next few replies stays; an idle session holds no more.
+    replies.clear();
+    replies.shrink_to(REPLIES_KEPT);
 }
 
 fn closing() -> Verdict {

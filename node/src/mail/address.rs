@@ -6,6 +6,7 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use compact_str::{CompactString, format_compact};
 use serde::{Deserialize, Serialize};
 
 /// RFC 5321 §4.5.3.1.1, in octets, quotes and escapes not counted.
@@ -32,10 +33,11 @@ pub enum AddressError {
     NotAscii,
 }
 
-/// A domain name in lower case without a trailing dot, or an address literal such as `[192.0.2.1]`.
+/// A domain name in lower case without a trailing dot, or an address literal such as `[192.0.2.1]`. Up to 24 octets,
+/// which most names are, need no memory of their own: a session reads one with every `MAIL` and `RCPT`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Domain(String);
+pub struct Domain(CompactString);
 
 impl Domain {
     /// Parses a name or an address literal.
@@ -61,7 +63,9 @@ impl Domain {
         if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
             return Err(AddressError::Syntax);
         }
-        Ok(Self(text.to_ascii_lowercase()))
+        let mut name = CompactString::from(text);
+        name.make_ascii_lowercase();
+        Ok(Self(name))
     }
 
     /// Parses a name that may be written in U-labels (RFC 5890 §2.3.2.1), and keeps its A-labels.
@@ -104,10 +108,10 @@ fn parse_literal(inside: &str) -> Result<Domain, AddressError> {
     let tag = "IPv6:";
     if inside.len() >= tag.len() && inside[..tag.len()].eq_ignore_ascii_case(tag) {
         let address: Ipv6Addr = inside[tag.len()..].parse().map_err(|_| AddressError::Syntax)?;
-        return Ok(Domain(format!("[ipv6:{address}]")));
+        return Ok(Domain(format_compact!("[ipv6:{address}]")));
     }
     let address: Ipv4Addr = inside.parse().map_err(|_| AddressError::Syntax)?;
-    Ok(Domain(format!("[{address}]")))
+    Ok(Domain(format_compact!("[{address}]")))
 }
 
 fn is_label(label: &str) -> bool {
@@ -123,7 +127,7 @@ fn is_label(label: &str) -> bool {
 #[serde(try_from = "String", into = "String")]
 pub struct Mailbox {
     /// Unquoted: what the quotes and escapes of the wire form mean.
-    local_part: String,
+    local_part: CompactString,
     domain: Domain,
 }
 
@@ -166,7 +170,7 @@ impl Mailbox {
         if local_part.is_empty() || local_part.bytes().any(|byte| byte.is_ascii_control()) {
             return Err(AddressError::Syntax);
         }
-        Ok(Self { local_part: local_part.to_owned(), domain })
+        Ok(Self { local_part: local_part.into(), domain })
     }
 
     /// The local part without quotes and escapes, in the case it was given (RFC 5321 §2.4).
@@ -183,7 +187,7 @@ impl Mailbox {
 }
 
 /// The local part at the start of `text`, unquoted, and what follows it.
-fn take_local_part(text: &str) -> Result<(String, &str), AddressError> {
+fn take_local_part(text: &str) -> Result<(CompactString, &str), AddressError> {
     if let Some(rest) = text.strip_prefix('"') {
         return take_quoted_string(rest);
     }
@@ -195,12 +199,12 @@ fn take_local_part(text: &str) -> Result<(String, &str), AddressError> {
     if local_part.len() > LOCAL_PART_MAX {
         return Err(AddressError::LocalPartTooLong);
     }
-    Ok((local_part.to_owned(), rest))
+    Ok((local_part.into(), rest))
 }
 
 /// The rest of a quoted string whose opening quote has been taken.
-fn take_quoted_string(text: &str) -> Result<(String, &str), AddressError> {
-    let mut local_part = String::new();
+fn take_quoted_string(text: &str) -> Result<(CompactString, &str), AddressError> {
+    let mut local_part = CompactString::default();
     let mut escaped = false;
     for (index, c) in text.char_indices() {
         // RFC 5321 §4.1.2: qtextSMTP and quoted-pairSMTP are printable ASCII and space; RFC 6531 §3.3 adds UTF-8.
@@ -228,13 +232,34 @@ fn take_quoted_string(text: &str) -> Result<(String, &str), AddressError> {
 
 /// Whether `text` is a Dot-string: atoms with single dots between them.
 fn is_dot_string(text: &str) -> bool {
+    let is_atext = |byte: u8| ATEXT[usize::from(byte)];
+    if text.is_ascii() {
+        // Nearly always; no other character is decoded for nothing.
+        return text
+            .as_bytes()
+            .split(|byte| *byte == b'.')
+            .all(|atom| !atom.is_empty() && atom.iter().all(|byte| is_atext(*byte)));
+    }
+    let is_atext = |c: char| if c.is_ascii() { ATEXT[c as usize] } else { is_international(c) };
     text.split('.').all(|atom| !atom.is_empty() && atom.chars().all(is_atext))
 }
 
-/// RFC 5322 §3.2.3, and RFC 6531 §3.3.
-fn is_atext(c: char) -> bool {
-    c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c) || is_international(c)
-}
+/// RFC 5322 §3.2.3: whether an octet is one of an atom.
+const ATEXT: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut octet = 0;
+    while octet < 256 {
+        table[octet] = (octet as u8).is_ascii_alphanumeric();
+        octet += 1;
+    }
+    let others = b"!#$%&'*+-/=?^_`{|}~";
+    let mut at = 0;
+    while at < others.len() {
+        table[others[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
 
 /// RFC 6532 §3.1, without the control characters of ISO 8859-1 and the separators of lines and paragraphs: they would
 /// end a line in somebody's log.

@@ -426,7 +426,7 @@ mod tests {
     #[test]
     fn nothing_that_a_peer_said_starts_a_line_of_its_own() {
         let mut evil = Reply::new(550, None, "x");
-        evil.lines = vec!["no\r\nBcc: victim@x.example\r\n\r\n--report-0ABC--".into()];
+        evil.lines = smallvec::smallvec!["no\r\nBcc: victim@x.example\r\n\r\n--report-0ABC--".into()];
         let bytes = report(&[failed("a@x.example\r\nBcc: v", evil)], b"Subject: --report-0ABC\r\n");
         let text = String::from_utf8(bytes).unwrap();
         assert!(!text.contains("\r\nBcc"));

@@ -3,9 +3,9 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io::Write as _;
 
 use serde::{Deserialize, Serialize};
+use smallvec::{SmallVec, smallvec};
 
 /// A three-digit reply code, 200 to 559.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -69,7 +69,7 @@ pub struct Reply {
     /// The enhanced code; absent for the greeting, `EHLO` and 3yz replies (RFC 2034 §4).
     pub enhanced: Option<EnhancedCode>,
     /// The lines of text, at least one, without code and CRLF.
-    pub lines: Vec<Cow<'static, str>>,
+    pub lines: SmallVec<[Cow<'static, str>; 1]>,
 }
 
 impl Reply {
@@ -77,7 +77,12 @@ impl Reply {
     /// start a line of its own.
     #[must_use]
     pub fn new(code: u16, enhanced: Option<EnhancedCode>, text: impl Into<Cow<'static, str>>) -> Self {
-        Self { code: ReplyCode(code), enhanced, lines: vec![clean(text.into())] }
+        Self { code: ReplyCode(code), enhanced, lines: smallvec![clean(text.into())] }
+    }
+
+    /// One of ours, whose text was clean when it was written.
+    fn fixed(code: u16, enhanced: EnhancedCode, text: &'static str) -> Self {
+        Self { code: ReplyCode(code), enhanced: Some(enhanced), lines: smallvec![Cow::Borrowed(text)] }
     }
 
     /// Adds a line.
@@ -100,11 +105,16 @@ impl Reply {
     pub fn write_to(&self, out: &mut Vec<u8>, enhanced: bool) {
         let last = self.lines.len().saturating_sub(1);
         for (index, text) in self.lines.iter().enumerate() {
-            let separator = if index == last { ' ' } else { '-' };
-            // Writing into a Vec cannot fail.
-            let _ = write!(out, "{}{separator}", self.code.0);
+            let separator = if index == last { b' ' } else { b'-' };
+            put_number(out, self.code.0);
+            out.push(separator);
             if let (true, Some(code)) = (enhanced, self.enhanced) {
-                let _ = write!(out, "{code} ");
+                put_number(out, u16::from(code.class));
+                out.push(b'.');
+                put_number(out, code.subject);
+                out.push(b'.');
+                put_number(out, code.detail);
+                out.push(b' ');
             }
             out.extend_from_slice(text.as_bytes());
             out.extend_from_slice(b"\r\n");
@@ -126,6 +136,21 @@ impl fmt::Display for Reply {
     }
 }
 
+/// In decimal. What `write!` does, and a fifth of its time: every command is answered through here.
+fn put_number(out: &mut Vec<u8>, number: u16) {
+    let mut digits = [0; 5];
+    let (mut at, mut rest) = (digits.len(), number);
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
 fn clean(text: Cow<'static, str>) -> Cow<'static, str> {
     if text.chars().any(char::is_control) {
         Cow::Owned(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
@@ -141,9 +166,15 @@ macro_rules! replies {
         $(#[$doc])+
         #[must_use]
         pub fn $name() -> Reply {
-            Reply::new($code, Some(EnhancedCode::new($class, $subject, $detail)), $text)
+            Reply::fixed($code, EnhancedCode::new($class, $subject, $detail), $text)
         }
-    )+};
+    )+
+
+    #[cfg(test)]
+    fn all() -> Vec<Reply> {
+        vec![$($name()),+]
+    }
+    };
 }
 
 replies! {
@@ -339,6 +370,25 @@ mod tests {
             ),
         ] {
             assert_eq!(reply.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn our_own_texts_are_clean_and_their_codes_fit() {
+        for reply in all() {
+            assert_eq!(Reply::new(reply.code.0, reply.enhanced, reply.lines[0].clone()), reply);
+            let classes = (reply.code.0 / 100, u16::from(reply.enhanced.unwrap().class));
+            // Exchange's own, and searched for as it is.
+            assert!(classes.0 == classes.1 || reply == starttls_required(), "{reply}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_they_are_read() {
+        for number in [0, 7, 10, 250, 999, 1000, u16::MAX] {
+            let mut out = Vec::new();
+            put_number(&mut out, number);
+            assert_eq!(out, number.to_string().into_bytes());
         }
     }
 

@@ -367,12 +367,13 @@ fn path_end(text: &str) -> Option<usize> {
     if !text.starts_with('<') {
         return None;
     }
-    for (index, c) in text.char_indices() {
-        match c {
+    // What is looked for is ASCII, and no octet of another character is.
+    for (index, byte) in text.bytes().enumerate() {
+        match byte {
             _ if escaped => escaped = false,
-            '\\' if quoted => escaped = true,
-            '"' => quoted = !quoted,
-            '>' if !quoted => return Some(index + 1),
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b'>' if !quoted => return Some(index + 1),
             _ => {}
         }
     }

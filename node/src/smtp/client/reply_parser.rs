@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(reply.enhanced, Some(EnhancedCode::new(5, 1, 1)));
         assert_eq!(reply.to_string(), "550 5.1.1 User unknown");
         let reply = parse(b"250-2.0.0 one\r\n250 2.0.0 two\r\n").unwrap().unwrap();
-        assert_eq!(reply.lines, vec!["one", "two"]);
+        assert_eq!(reply.lines.as_slice(), ["one", "two"]);
         assert_eq!(parse(b"220 5.1.1.1 host\r\n").unwrap().unwrap().enhanced, None);
         assert_eq!(parse(b"250 5.1.1 wrong class\r\n").unwrap().unwrap().enhanced, None);
         assert_eq!(parse(b"354\r\n").unwrap().unwrap().to_string(), "354 ");

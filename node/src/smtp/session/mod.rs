@@ -38,7 +38,7 @@ use super::command::{self, Chunk, MailCommand, RcptCommand};
 use super::line::{LineBuffer, LineError};
 use super::sasl::{Exchange, Mechanism};
 use crate::mail::trace_header::TransferProtocol;
-use crate::mail::{Reply, reply};
+use crate::mail::{EnvelopeRecipient, Reply, reply};
 use transaction::Transaction;
 use transfer::Transfer;
 
@@ -60,6 +60,9 @@ pub struct Session {
     /// The command under way.
     line: Vec<u8>,
     actions: VecDeque<Action>,
+    /// Memory that is used again: of replies that were written, and of recipients that were given up.
+    spare_reply: Vec<u8>,
+    spare_recipients: Vec<EnvelopeRecipient>,
     /// Octets in `actions`.
     queued: usize,
     phase: Phase,
@@ -194,6 +197,8 @@ impl Session {
             input: LineBuffer::default(),
             line: Vec::new(),
             actions: VecDeque::new(),
+            spare_reply: Vec::new(),
+            spare_recipients: Vec::new(),
             queued: 0,
             phase: Phase::Command,
             awaiting: None,
@@ -307,6 +312,15 @@ impl Session {
         Some(action)
     }
 
+    /// Takes the memory of an [`Action::Send`] back, once it is written, so that the next reply needs none.
+    pub fn give_back(&mut self, mut sent: Vec<u8>) {
+        // What a long EHLO or a burst made large is not kept.
+        if sent.capacity() <= 4 * REPLY_BYTES {
+            sent.clear();
+            self.spare_reply = sent;
+        }
+    }
+
     /// When [`Session::handle_timeout`] wants to be called, if the client stays silent. `None` while the driver owes
     /// an answer: it has deadlines of its own.
     #[must_use]
@@ -380,7 +394,9 @@ impl Session {
         let refusal = reply.code.is_transient() || reply.code.is_permanent();
         // RFC 2920 §3.2: replies to commands that came together go out together.
         if !matches!(self.actions.back(), Some(Action::Send(_))) {
-            self.actions.push_back(Action::Send(Vec::with_capacity(REPLY_BYTES)));
+            let mut wire = std::mem::take(&mut self.spare_reply);
+            wire.reserve(REPLY_BYTES);
+            self.actions.push_back(Action::Send(wire));
         }
         let Some(Action::Send(wire)) = self.actions.back_mut() else { return };
         let before = wire.len();

@@ -7,6 +7,9 @@ use super::{Action, Awaiting, CloseReason, Session, Verdict};
 use crate::mail::{BodyType, Envelope, EnvelopeRecipient, Reply, reply};
 use crate::smtp::command::{MailCommand, RcptCommand};
 
+/// Room for so many recipients is kept between two letters of a session.
+const SPARE_RECIPIENTS_MAX: usize = 16;
+
 /// A permitted sender and its permitted recipients.
 #[derive(Debug)]
 pub(super) struct Transaction {
@@ -72,7 +75,8 @@ impl Session {
                 self.send(&reply::message_too_large());
             }
             Verdict::Permit => {
-                self.transaction = Some(Transaction { mail, recipients: Vec::new(), chunks: None });
+                let recipients = std::mem::take(&mut self.spare_recipients);
+                self.transaction = Some(Transaction { mail, recipients, chunks: None });
                 self.send(&reply::sender_ok());
             }
             Verdict::Deny(reply) => self.send_verdict(&reply),
@@ -118,7 +122,12 @@ impl Session {
         if self.keeps_chunks() {
             self.act(Action::Abort);
         }
-        self.transaction = None;
+        if let Some(Transaction { mut recipients, .. }) = self.transaction.take()
+            && recipients.capacity() <= SPARE_RECIPIENTS_MAX
+        {
+            recipients.clear();
+            self.spare_recipients = recipients;
+        }
     }
 
     pub(super) fn body(&self) -> BodyType {
