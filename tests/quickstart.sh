@@ -45,6 +45,24 @@ for command in "${commands[@]}"; do
     echo "ok  $command"
 done
 
+# The credential it made, on both services; a wrong password; a listed device and a stranger.
+post() {  # post URL [curl's flags]: the last reply that curl heard
+    printf 'From: a@%s\r\nSubject: quickstart\r\n\r\nhello\r\n' "$PH_DOMAIN" |
+        curl -sS -v --max-time 20 --cacert "$PH_CA" --mail-from "a@$PH_DOMAIN" --mail-rcpt somebody@partner.example \
+            --upload-file - "$@" 2>&1 || true
+}
+post "smtp://localhost:${PH_SUBMISSION##*:}" --ssl-reqd --user "$PH_USER:$PH_PASSWORD" >"$dir/587.out"
+grep -q '< 250 2.6.0' "$dir/587.out" || { cat "$dir/587.out"; fail "the credential over STARTTLS"; }
+post "smtps://localhost:${PH_SUBMISSIONS##*:}" --user "$PH_USER:$PH_PASSWORD" >"$dir/465.out"
+grep -q '< 250 2.6.0' "$dir/465.out" || { cat "$dir/465.out"; fail "the credential over implicit TLS"; }
+post "smtps://localhost:${PH_SUBMISSIONS##*:}" --user "$PH_USER:not-$PH_PASSWORD" >"$dir/wrong.out"
+grep -q '< 535 5.7.3' "$dir/wrong.out" || { cat "$dir/wrong.out"; fail "a wrong password"; }
+post "smtp://$PH_SMTP" --interface "${PH_RELAY_SOURCE%.*}.77" >"$dir/listed.out"
+grep -q '< 250 2.6.0' "$dir/listed.out" || { cat "$dir/listed.out"; fail "a device of PH_RELAY_SOURCE"; }
+post "smtp://$PH_SMTP" --interface 127.0.9.9 >"$dir/stranger.out"
+grep -q '< 550 5.7.54' "$dir/stranger.out" || { cat "$dir/stranger.out"; fail "a stranger"; }
+echo "ok  the credential, a listed device, a stranger"
+
 # A node that dies stops nothing else; its command starts it again from anywhere.
 kill -KILL "$PH_NODE_n2_PID"
 sleep 1
@@ -64,4 +82,17 @@ for pid in $PH_NODE_n1_PID $PH_NODE_n3_PID $PH_FRONT_PID; do
     kill -0 "$pid" 2>/dev/null && fail "process $pid was left behind"
 done
 [ ! -e "$dir/state/cluster.env" ] || fail "cluster.env of a stopped cluster was left behind"
+
+# Ctrl-C does what SIGTERM does. (A shell's background jobs ignore SIGINT; this one does not.)
+python3 -c 'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])' \
+    "$root/deploy/quickstart.sh" --dir "$dir/state" --port-offset $offset >"$dir/interrupted.out" 2>&1 &
+quickstart=$!
+for _ in $(seq 600); do [ -e "$dir/state/cluster.env" ] && break; sleep 0.1; done
+. "$dir/state/cluster.env"
+kill -INT "$quickstart"
+wait "$quickstart" && fail "Ctrl-C should be told from success" || true
+quickstart=
+for pid in $PH_NODE_n1_PID $PH_NODE_n2_PID $PH_NODE_n3_PID $PH_FRONT_PID; do
+    kill -0 "$pid" 2>/dev/null && fail "process $pid was left behind by Ctrl-C"
+done
 echo "1 passed, 0 failed"

@@ -15,7 +15,7 @@ const DEVICES: usize = 4;
 
 #[test]
 fn nothing_is_lost_while_the_leader_is_killed_and_another_node_drained() {
-    let mut cluster = TestCluster::start_on(&Stage::loopback());
+    let mut cluster = TestCluster::start();
     cluster.wait_healthy();
     let ledger = Arc::new(Mutex::new(Ledger::default()));
     let failed = Arc::new(Mutex::new(Vec::<(String, Outcome, Instant)>::new()));
@@ -53,8 +53,7 @@ fn nothing_is_lost_while_the_leader_is_killed_and_another_node_drained() {
     let killed_at = Instant::now();
     cluster.kill_node(leader);
     let survivors: Vec<String> = (0..3).filter(|&i| i != leader).map(|i| cluster.nodes[i].name.clone()).collect();
-    // The bar is 500 ms in the cluster; asking through a command line on a busy machine adds its own time, so that
-    // the node's own word is printed and only a lasting absence fails.
+    // How soon is asserted below, on a machine that does nothing else.
     let new_leader = until(Duration::from_secs(10), "another leader", || {
         let status = cluster.ctl.try_json(&["cluster", "status"])?;
         status["leader"].as_str().filter(|name| survivors.iter().any(|other| other == name)).map(str::to_owned)
@@ -97,6 +96,37 @@ fn nothing_is_lost_while_the_leader_is_killed_and_another_node_drained() {
             && at.saturating_duration_since(killed_at) < Duration::from_secs(5)),
         "a session failed that was not open on the killed node: {failed:?}"
     );
+}
+
+/// What devices and administrators wait for when a leader dies, with the product's own times of elections.
+#[test]
+fn a_killed_leader_is_replaced_within_half_a_second() {
+    const ROUNDS: usize = 5;
+    let mut cluster = TestCluster::start_on(&Stage::loopback());
+    let mut took = Vec::new();
+    for _ in 0..ROUNDS {
+        cluster.wait_healthy();
+        let leader = cluster.leader();
+        let survivors: Vec<_> = (0..3).filter(|&i| i != leader).map(|i| cluster.nodes[i].http).collect();
+        let killed_at = Instant::now();
+        cluster.kill_node(leader);
+        let deadline = killed_at + Duration::from_secs(10);
+        while !survivors.iter().any(|&http| leads(http)) {
+            assert!(Instant::now() < deadline, "nobody leads");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        took.push(killed_at.elapsed());
+        cluster.restart_node(leader);
+    }
+    println!("another node leads after {took:?}");
+    took.sort();
+    assert!(took[ROUNDS / 2] <= Duration::from_millis(500), "{took:?}");
+}
+
+/// Whether a node says that it leads.
+fn leads(http: std::net::SocketAddr) -> bool {
+    let page = posthouse_tests::http_get(http, "/metrics").1;
+    page.lines().any(|line| line.starts_with("posthouse_raft_is_leader") && line.ends_with(" 1"))
 }
 
 /// How many connections a node has taken from devices, by its own count.

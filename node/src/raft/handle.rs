@@ -291,6 +291,11 @@ impl RaftHandle {
         &self.inner.node_name
     }
 
+    /// Tells of another leader as soon as this member knows of it.
+    pub(super) fn leadership(&self) -> metrics::Leadership {
+        metrics::Leadership { metrics: self.inner.raft.metrics(), known: None }
+    }
+
     /// How the group is, as this member sees it.
     #[must_use]
     pub fn status(&self) -> RaftStatus {

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
+use openraft::RaftMetrics;
+use tokio::sync::watch;
 
 use super::handle::RaftHandle;
+use super::types::RaftNode;
 
 /// 1 on the leader, else 0.
 pub const IS_LEADER: &str = "posthouse_raft_is_leader";
@@ -46,6 +49,29 @@ fn as_gauge(value: u64) -> f64 {
     value as f64
 }
 
+/// Who leads, as far as this member knows; tells of changes.
+pub(super) struct Leadership {
+    pub(super) metrics: watch::Receiver<RaftMetrics<u64, RaftNode>>,
+    pub(super) known: Option<u64>,
+}
+
+impl Leadership {
+    /// Returns when another leads, or nobody. `false`: the core has stopped.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    async fn next_change(&mut self) -> bool {
+        while self.metrics.changed().await.is_ok() {
+            let leader = self.metrics.borrow_and_update().current_leader;
+            if leader != self.known {
+                self.known = leader;
+                return true;
+            }
+        }
+        false
+    }
+}
+
 /// Watches until the handle's scope ends.
 pub(crate) async fn watch(handle: RaftHandle) {
     describe();
@@ -53,8 +79,16 @@ pub(crate) async fn watch(handle: RaftHandle) {
     let mut had_leader = false;
     let mut failed = false;
     let mut ticks = tokio::time::interval(INTERVAL);
+    let mut leadership = handle.leadership();
     loop {
-        ticks.tick().await;
+        // A new leader is told at once, the rest in its turn.
+        tokio::select! {
+            _ = ticks.tick() => {}
+            changed = leadership.next_change() => if !changed {
+                // The core has stopped; it is told with the tick.
+                ticks.tick().await;
+            }
+        }
         let status = handle.status();
         gauge!(IS_LEADER).set(f64::from(u8::from(status.is_leader())));
         gauge!(HAS_LEADER).set(f64::from(u8::from(status.has_quorum_recently)));

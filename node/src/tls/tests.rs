@@ -274,3 +274,31 @@ fn a_real_hello_is_read_from_its_bytes() {
     assert_eq!(hello.server_name.as_deref(), Some("mx.example"));
     assert!(wire.len() < HELLO_BYTES_MAX && !hello.is_weak());
 }
+
+/// What a joiner thinks of a server that shows `chain`, with a token for the cluster of `wanted`.
+fn joiner_accepts(chain: &[CertificateDer<'static>], wanted: &Authority) -> bool {
+    let ca = CertificateDer::from_pem_slice(wanted.ca_pem().as_bytes()).unwrap();
+    let verifier = AuthorityByHash { ca_sha256: sha256_hex(&ca), provider: provider() };
+    let name = ServerName::try_from(MEMBER_DNS_NAME).unwrap();
+    verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], UnixTime::now()).is_ok()
+}
+
+#[test]
+fn a_joiner_tells_its_secret_to_a_member_of_its_tokens_cluster_and_to_nobody_else() {
+    let (house, other) = (House::new(), House::new());
+    let chain = |pem: &str| -> Vec<CertificateDer<'static>> {
+        CertificateDer::pem_slice_iter(pem.as_bytes()).map(|der| der.unwrap()).collect()
+    };
+    let now = OffsetDateTime::now_utc();
+    let issue = |house: &House, role| chain(&house.authority.issue_identity(role, "n1", now).unwrap().chain_pem);
+    let member = issue(&house, IdentityRole::Node);
+    assert!(joiner_accepts(&member, &house.authority));
+    assert!(!joiner_accepts(&issue(&other, IdentityRole::Node), &house.authority), "another cluster");
+    // The authority's certificate is no secret: whoever shows it must have been given a certificate by it.
+    let liar = [&issue(&other, IdentityRole::Node)[..1], &member[1..]].concat();
+    assert!(!joiner_accepts(&liar, &house.authority), "somebody else's certificate beside our authority's");
+    assert!(!joiner_accepts(&member[..1], &house.authority), "without its authority");
+    // Who may ask is not who may answer.
+    assert!(!joiner_accepts(&issue(&house, IdentityRole::Admin), &house.authority), "an administrator is no member");
+    assert!(!joiner_accepts(&issue(&house, IdentityRole::Front), &house.authority), "nor is a front");
+}
