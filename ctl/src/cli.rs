@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     allowlist, cluster, completion, connector, context, credential, domain, explain, front, history, message, node,
-    queue, route, settings, status, tls,
+    queue, route, session, settings, status, tls,
 };
 use crate::output::Format;
 use crate::parse;
@@ -126,6 +126,9 @@ pub(crate) enum Command {
     /// Letters that wait
     #[command(subcommand)]
     Queue(queue::QueueCommand),
+    /// SMTP sessions that devices have open
+    #[command(subcommand)]
+    Session(session::SessionCommand),
     /// What happened to a letter
     #[command(subcommand)]
     Message(message::MessageCommand),

@@ -523,6 +523,18 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "posthousectl route test NAME@DOMAIN",
     ),
     code(
+        "PH-SESS-001",
+        "It was not said which sessions.",
+        "Without a filter every session of the cluster would end.",
+        "Name sessions by their ids, --connector, --source or --on-node; or type --all.",
+    ),
+    code(
+        "PH-SESS-002",
+        "The address of the devices is not valid.",
+        "Sessions are chosen by the device's address, a range of two addresses or CIDR.",
+        "--source 10.1.2.3, 10.1.2.3-10.1.2.9 or 10.1.2.0/24",
+    ),
+    code(
         "PH-SET-001",
         "There is no setting of that name.",
         "Settings are what holds for the whole cluster; what belongs to a connector or a route is set there.",

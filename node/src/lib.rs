@@ -19,6 +19,7 @@ pub mod protocol_log;
 pub mod proxy_protocol;
 pub mod queue;
 pub mod raft;
+pub mod sessions;
 pub mod shutdown;
 pub mod sink;
 pub mod smtp;

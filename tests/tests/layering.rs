@@ -41,6 +41,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "protocol_log",
             "proxy_protocol",
             "queue",
+            "sessions",
             "shutdown",
             "smtp",
             "spool",
@@ -49,6 +50,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("protocol_log", &["clock", "shutdown"]),
+    ("sessions", &["connector", "smtp"]),
     ("sink", &["mail", "smtp", "shutdown", "clock"]),
     ("front", &["proxy_protocol", "config", "shutdown", "clock", "tls"]),
     (
@@ -62,6 +64,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "pki",
             "queue",
             "raft",
+            "sessions",
             "shutdown",
             "spool",
             "state",

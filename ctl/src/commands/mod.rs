@@ -22,6 +22,7 @@ pub(crate) mod node;
 pub(crate) mod queue;
 pub(crate) mod queue_view;
 pub(crate) mod route;
+pub(crate) mod session;
 pub(crate) mod settings;
 pub(crate) mod status;
 pub(crate) mod tls;
@@ -53,6 +54,7 @@ pub(crate) async fn run(command: Command, console: Console) -> Result<Exit, Fail
         Command::Route(command) => route::run(command, &console).await,
         Command::Settings(command) => settings::run(command, &console).await,
         Command::Queue(command) => queue::run(command, &console).await,
+        Command::Session(command) => session::run(command, &console).await,
         Command::Message(command) => message::run(command, &console).await,
         Command::Tls(command) => tls::run(command, &console).await,
         Command::History(command) => history::run(command, &console).await,
@@ -128,7 +130,7 @@ pub(crate) fn complete(unreachable: &[String], what: &str) -> Result<Exit, Failu
         Exit::Unreachable,
         code::PARTIAL,
         format!("{} did not answer: {what}", unreachable.join(", ")),
-        "only the node itself knows its letters",
+        "only the node itself knows what it has",
         "see how it is: posthousectl cluster status; then ask again",
     ))
 }

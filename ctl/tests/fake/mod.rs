@@ -220,6 +220,8 @@ service!(Admin:
     queue_hold(QueueRequest) -> QueueChangeReply,
     queue_release(QueueRequest) -> QueueChangeReply,
     queue_delete(QueueRequest) -> QueueChangeReply,
+    session_list(SessionRequest) -> SessionListReply,
+    session_kill(SessionRequest) -> SessionKillReply,
     message_trace(MessageTraceRequest) -> MessageTraceReply,
     message_export(MessageExportRequest) -> MessageExportReply,
     list_audit(ListAuditRequest) -> ListAuditReply,

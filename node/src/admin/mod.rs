@@ -18,6 +18,7 @@ mod queue_view;
 mod route;
 mod rpc;
 mod service;
+mod sessions;
 mod tls;
 mod tracking;
 

@@ -15,6 +15,7 @@ use crate::connector::{ReceiveConnector, SendConnector};
 use crate::pki::{DataKey, PeerIdentity, PeerInfo};
 use crate::queue::QueueHandle;
 use crate::raft::{LocalFacts, RaftHandle};
+use crate::sessions::Sessions;
 use crate::spool::Spool;
 use crate::state::{AllowlistEntry, Change, Command, Outcome, StateView, apply};
 use crate::tls::{Dialer, FailedHandshakes};
@@ -33,6 +34,8 @@ pub struct Context {
     pub data_key: DataKey,
     /// Devices of this node that could not shake hands.
     pub failed_handshakes: Arc<FailedHandshakes>,
+    /// Sessions that devices have open at this node.
+    pub sessions: Sessions,
     /// This node's name.
     pub node_name: String,
     /// This node's id.
@@ -611,6 +614,22 @@ impl Admin for AdminService {
         super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Delete)
             .await
             .map(Response::new)
+    }
+
+    async fn session_list(
+        &self,
+        request: Request<v1::SessionRequest>,
+    ) -> Result<Response<v1::SessionListReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::sessions::list(&context, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn session_kill(
+        &self,
+        request: Request<v1::SessionRequest>,
+    ) -> Result<Response<v1::SessionKillReply>, Status> {
+        let (context, actor) = self.open(&request)?;
+        super::sessions::kill(&context, &actor, request.into_inner()).await.map(Response::new)
     }
 
     async fn message_trace(

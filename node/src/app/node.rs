@@ -30,6 +30,7 @@ use crate::pki::{Identity, IdentityRole};
 use crate::protocol_log::{self, ProtocolLog};
 use crate::queue::{NodeFacts, QueueDeps, QueueManager, QueueSettings};
 use crate::raft::{LocalFacts, Progress, RaftHandle, RaftOptions};
+use crate::sessions::Sessions;
 use crate::shutdown::{Scope, run_blocking};
 use crate::spool::{Spool, TraceLimits};
 use crate::state::{Change, Command, Member, MemberService, MemberState};
@@ -264,6 +265,7 @@ impl Node {
         let _ = queued.set(queue.clone());
 
         let failed_handshakes = Arc::new(FailedHandshakes::default());
+        let open = Sessions::default();
         let context = Arc::new(Context {
             raft: raft.clone(),
             spool: spool.clone(),
@@ -271,6 +273,7 @@ impl Node {
             dialer,
             data_key: data_key.clone(),
             failed_handshakes: Arc::clone(&failed_handshakes),
+            sessions: open.clone(),
             node_name: identity.name.clone(),
             node_id: identity.node_id,
             local_facts,
@@ -306,6 +309,7 @@ impl Node {
                 xclient: self.config.xclient.clone(),
                 admission: self.admission.subscribe(),
                 sessions,
+                open,
                 counts,
                 protocol_log: ProtocolLog::start(protocol_log_settings(&self.config, &dir), &member_scope),
             },

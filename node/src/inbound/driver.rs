@@ -33,9 +33,11 @@ use crate::credential::{Binding, SecretId};
 use crate::mail::trace_header::{HeaderFacts, ReceivedInfo, date_rfc5322, missing_lines, received};
 use crate::mail::{Envelope, ForwardPath, Reply, ReversePath, header_firewall, reply};
 use crate::protocol_log::{Level, Transcript};
+use crate::sessions::{Entry, Facts};
 use crate::shutdown::Scope;
 use crate::smtp::session::{
-    Action, CloseReason, Limits, Note, OUTPUT_MAX, Offer, Session, SessionConfig, SizeMode, TlsMode, Verdict,
+    Action, CloseReason, Limits, Note, OUTPUT_MAX, Offer, Session, SessionConfig, SessionState, SizeMode, TlsMode,
+    Verdict,
 };
 use crate::smtp::{Mechanism, Xclient};
 use crate::spool::{Append, NewMessage};
@@ -49,6 +51,8 @@ const REPLIES_KEPT: usize = 512;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to read our replies.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
+/// The same, once an administrator has ended the session: what was promised before is still said.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// A connection that a connector took.
 pub(super) struct Opened {
@@ -84,9 +88,11 @@ pub(super) async fn session(shared: &Arc<Shared>, tcp: TcpStream, rest: Vec<u8>,
     let config = session_config(shared, &opened, tls.is_some());
     let implicit_tls = opened.implicit_tls;
     let transcript = transcript(shared, &opened);
+    let entry = shared.options.open.enter(opened.session_id.clone(), facts(&opened), now_ms());
     let driver = Driver {
         shared,
         transcript,
+        entry: Some(entry),
         source: opened.source,
         front: opened.front.clone(),
         session_id: opened.session_id.clone(),
@@ -109,6 +115,18 @@ pub(super) async fn session(shared: &Arc<Shared>, tcp: TcpStream, rest: Vec<u8>,
         ended,
     };
     run(driver, config, tcp, rest, implicit_tls).await;
+}
+
+/// What is known of a session when it begins.
+fn facts(opened: &Opened) -> Facts {
+    Facts {
+        source: SocketAddr::new(opened.source, opened.source_port),
+        local: opened.local,
+        connector: opened.connector.name.clone(),
+        front: opened.front.clone(),
+        user: None,
+        tls: None,
+    }
 }
 
 /// Begins the transcript of a session whose connector wants one, with who it is and what it may.
@@ -152,6 +170,7 @@ pub(super) async fn probe(shared: &Arc<Shared>, tcp: TcpStream, by: Introduced, 
     let driver = Driver {
         shared,
         transcript: None,
+        entry: None,
         source: by.source.ip(),
         front: by.front,
         session_id: by.session_id,
@@ -246,6 +265,8 @@ pub(super) struct Driver<'a> {
     pub(super) shared: &'a Arc<Shared>,
     /// What the protocol log gets of this session.
     transcript: Option<Transcript>,
+    /// Where the session is listed; a front's check is not.
+    entry: Option<Entry>,
     pub(super) source: IpAddr,
     front: Option<String>,
     pub(super) session_id: String,
@@ -298,24 +319,26 @@ async fn run(mut driver: Driver<'_>, config: SessionConfig, tcp: TcpStream, rest
         let Some(mut encrypted) = driver.handshake(stream).await else { return };
         let mut session = Session::new(config, now());
         driver.user = driver.certificate_user.clone();
+        driver.list_user();
         session.handle_tls_facts(driver.possible(), driver.certificate_user.clone());
         driver.converse(&mut session, &mut encrypted).await;
-        let _ = tokio::time::timeout(WRITE_TIMEOUT, encrypted.shutdown()).await;
+        driver.within_patience(encrypted.shutdown()).await;
         return;
     }
     let mut session = Session::new(config, now());
     match driver.converse(&mut session, &mut stream).await {
         Left::Closed => {
-            let _ = tokio::time::timeout(WRITE_TIMEOUT, stream.shutdown()).await;
+            driver.within_patience(stream.shutdown()).await;
         }
         Left::StartTls => {
             let Some(mut encrypted) = driver.handshake(stream).await else { return };
             // RFC 3207 §4.2: the client starts afresh, and so do we.
             (driver.user, driver.secret, driver.scram) = (driver.certificate_user.clone(), None, None);
+            driver.list_user();
             session.handle_tls_established(now());
             session.handle_tls_facts(driver.possible(), driver.certificate_user.clone());
             driver.converse(&mut session, &mut encrypted).await;
-            let _ = tokio::time::timeout(WRITE_TIMEOUT, encrypted.shutdown()).await;
+            driver.within_patience(encrypted.shutdown()).await;
         }
     }
 }
@@ -334,7 +357,17 @@ impl Driver<'_> {
         let acceptor = TlsAcceptor::from(Arc::clone(tls));
         let heard = Heard::default();
         let accepting = acceptor.accept(Recorder::new(stream, heard.clone()));
-        let failed = match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {
+        if let Some(entry) = &self.entry {
+            entry.tell(SessionState::Tls, 0);
+        }
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting) => shaken,
+            () = killed(self.entry.as_ref()) => {
+                self.note("", "Ended by an administrator");
+                return None;
+            }
+        };
+        let failed = match shaken {
             Ok(Ok(mut stream)) => {
                 stream.get_mut().0.stop();
                 counter!(HANDSHAKES, "result" => "ok").increment(1);
@@ -343,6 +376,9 @@ impl Driver<'_> {
                 let suite = connection.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
                 let tls = format!("version={} cipher={}", version, suite.unwrap_or_default());
                 self.note(&tls, "TLS handshake");
+                if let Some(entry) = &self.entry {
+                    entry.change(|facts| facts.tls = Some(tls.clone()));
+                }
                 self.tls = Some(tls);
                 self.binding = channel_binding(connection);
                 self.certificate_user = self.user_of_certificate(connection.peer_certificates());
@@ -369,6 +405,37 @@ impl Driver<'_> {
             && Some(&user) != before
         {
             self.note(&user, "authenticated");
+            self.list_user();
+        }
+    }
+
+    /// Who the session acts for, for whoever looks at the list.
+    fn list_user(&self) {
+        if let Some(entry) = &self.entry {
+            entry.change(|facts| facts.user.clone_from(&self.user));
+        }
+    }
+
+    /// Waits before an answer that is held back, unless there will be none.
+    pub(super) async fn pause(&self, time: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            () = killed(self.entry.as_ref()) => {}
+        }
+    }
+
+    /// Waits for the client to take what it is told, for as long as we are patient. `None`: no longer.
+    async fn within_patience<T>(&self, told: impl Future<Output = T>) -> Option<T> {
+        let entry = self.entry.as_ref();
+        let ended = async {
+            killed(entry).await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
+        tokio::select! {
+            biased;
+            told = told => Some(told),
+            () = tokio::time::sleep(WRITE_TIMEOUT) => None,
+            () = ended => None,
         }
     }
 
@@ -387,7 +454,8 @@ impl Driver<'_> {
         loop {
             while let Some(action) = session.poll_action() {
                 if !self.is_quick(&action) || replies.len() >= OUTPUT_MAX {
-                    write(session, stream, &mut replies).await;
+                    self.write(session, stream, &mut replies).await;
+                    self.list_state(session);
                 }
                 if let (Action::Send(bytes), Some(transcript)) = (&action, &mut self.transcript) {
                     transcript.said(bytes);
@@ -405,7 +473,8 @@ impl Driver<'_> {
                     other => self.act(session, other).await,
                 }
             }
-            write(session, stream, &mut replies).await;
+            self.write(session, stream, &mut replies).await;
+            self.list_state(session);
             let deadline = session.poll_timeout().map(Instant::from_std);
             tokio::select! {
                 read = stream.read(&mut buffer), if session.wants_input() => match read {
@@ -417,6 +486,9 @@ impl Driver<'_> {
                             header::refuse_unlisted(self.shared, peer);
                             return Left::Closed;
                         }
+                        if let Some(entry) = &self.entry {
+                            entry.heard(now_ms());
+                        }
                         session.handle_bytes(now(), &buffer[..count]);
                     }
                 },
@@ -425,7 +497,33 @@ impl Driver<'_> {
                     shutdown_told = true;
                     session.handle_shutdown(now());
                 }
+                // Here no answer of ours is outstanding: a letter whose end has come has its `250`.
+                () = killed(self.entry.as_ref()), if session.wants_input() => session.handle_killed(now()),
             }
+        }
+    }
+
+    /// Writes what is to be said, and forgets it. A client that does not read it is gone.
+    async fn write<S: AsyncWrite + Unpin>(&self, session: &mut Session, stream: &mut S, replies: &mut Vec<u8>) {
+        if replies.is_empty() {
+            return;
+        }
+        let sent = async {
+            stream.write_all(replies).await?;
+            stream.flush().await
+        };
+        if !matches!(self.within_patience(sent).await, Some(Ok(()))) {
+            session.handle_disconnect(now());
+        }
+        // Room for the next few replies stays; an idle session holds no more.
+        replies.clear();
+        replies.shrink_to(REPLIES_KEPT);
+    }
+
+    /// What the session is doing, for whoever looks at the list.
+    fn list_state(&self, session: &Session) {
+        if let Some(entry) = &self.entry {
+            entry.tell(session.state(), session.letters());
         }
     }
 
@@ -556,6 +654,9 @@ impl Driver<'_> {
         (self.user, self.secret, self.scram, self.certificate_user) = (None, None, None, None);
         self.reverse_path = ReversePath::Null;
         self.refusals = 0;
+        if let Some(entry) = &self.entry {
+            entry.change(|listed| *listed = Facts { tls: self.tls.clone(), ..facts(&opened) });
+        }
         self.opened = Some(opened);
         self.counted = Some(counted);
         Ok(config)
@@ -625,7 +726,7 @@ impl Driver<'_> {
         if let (Verdict::Deny(_), Some(opened)) = (verdict, &self.opened) {
             self.refusals += 1;
             let interval = tarpit(&opened.connector, self.refusals, self.user.is_some());
-            tokio::time::sleep(interval).await;
+            self.pause(interval).await;
         }
     }
 
@@ -750,25 +851,16 @@ fn channel_binding(connection: &rustls::ServerConnection) -> Binding {
     Binding { tls_exporter: exporter, plus: false }
 }
 
-/// Writes what is to be said, and forgets it. A client that does not read it is gone.
-async fn write<S: AsyncWrite + Unpin>(session: &mut Session, stream: &mut S, replies: &mut Vec<u8>) {
-    if replies.is_empty() {
-        return;
-    }
-    let sent = async {
-        stream.write_all(replies).await?;
-        stream.flush().await
-    };
-    if !matches!(tokio::time::timeout(WRITE_TIMEOUT, sent).await, Ok(Ok(()))) {
-        session.handle_disconnect(now());
-    }
-    // Room for the next few replies stays; an idle session holds no more.
-    replies.clear();
-    replies.shrink_to(REPLIES_KEPT);
-}
-
 fn closing() -> Verdict {
     Verdict::Close(reply::service_not_available_closing())
+}
+
+/// Returns when an administrator ends the session.
+async fn killed(entry: Option<&Entry>) {
+    match entry {
+        Some(entry) => entry.killed().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -214,7 +214,7 @@ impl Driver<'_> {
             cause,
             "login refused"
         );
-        tokio::time::sleep(Duration::from_millis(opened.connector.auth_tarpit_interval_ms)).await;
+        self.pause(Duration::from_millis(opened.connector.auth_tarpit_interval_ms)).await;
         AuthOutcome::Refused
     }
 }

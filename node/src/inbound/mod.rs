@@ -33,6 +33,7 @@ use crate::counts::Counts;
 use crate::pki::DataKey;
 use crate::protocol_log::ProtocolLog;
 use crate::proxy_protocol::ReplayWindow;
+use crate::sessions::Sessions;
 use crate::shutdown::Scope;
 use crate::spool::Spool;
 use crate::state::StateView;
@@ -69,6 +70,8 @@ pub struct InboundOptions {
     pub admission: watch::Receiver<Admission>,
     /// How many sessions are open, for whoever asks.
     pub sessions: Arc<AtomicU64>,
+    /// Which sessions are open, for whoever wants to see or end them.
+    pub open: Sessions,
     /// Sessions and letters of the whole cluster, for the limits.
     pub counts: Counts,
     /// Where connectors that want it have their dialogues written.

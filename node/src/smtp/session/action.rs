@@ -151,6 +151,8 @@ pub enum CloseReason {
     TlsFailed,
     /// `require_ehlo_domain`.
     EhloDomain,
+    /// An administrator ended it.
+    Killed,
 }
 
 impl CloseReason {
@@ -172,6 +174,71 @@ impl CloseReason {
             Self::NotSmtp => "not_smtp",
             Self::TlsFailed => "tls_failed",
             Self::EhloDomain => "ehlo_domain",
+            Self::Killed => "killed",
+        }
+    }
+}
+
+/// What a session is doing, for whoever looks at it from outside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum SessionState {
+    /// It was greeted and has not said `EHLO`.
+    #[default]
+    Connected,
+    /// A TLS handshake is under way.
+    Tls,
+    /// It logs in.
+    Login,
+    /// Between letters.
+    Ready,
+    /// A sender was named.
+    Transaction,
+    /// A letter is coming.
+    Data,
+    /// The letter is complete and is being made durable.
+    Commit,
+    /// The last words.
+    Closing,
+}
+
+impl SessionState {
+    /// All of them, each at its own number.
+    pub const ALL: [Self; 8] = [
+        Self::Connected,
+        Self::Tls,
+        Self::Login,
+        Self::Ready,
+        Self::Transaction,
+        Self::Data,
+        Self::Commit,
+        Self::Closing,
+    ];
+
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Tls => "tls",
+            Self::Login => "login",
+            Self::Ready => "ready",
+            Self::Transaction => "transaction",
+            Self::Data => "data",
+            Self::Commit => "commit",
+            Self::Closing => "closing",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_is_found_by_its_number() {
+        for (number, state) in SessionState::ALL.into_iter().enumerate() {
+            assert_eq!(state as usize, number);
         }
     }
 }

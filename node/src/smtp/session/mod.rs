@@ -31,7 +31,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-pub use action::{Action, AuthOutcome, CloseReason, Note, Verdict};
+pub use action::{Action, AuthOutcome, CloseReason, Note, SessionState, Verdict};
 pub use config::{Limits, Offer, SessionConfig, SizeMode, TlsMode};
 
 use super::command::{self, Chunk, MailCommand, RcptCommand};
@@ -173,6 +173,22 @@ impl Session {
         self.letters
     }
 
+    /// What the session is doing.
+    #[must_use]
+    pub fn state(&self) -> SessionState {
+        match (&self.phase, &self.awaiting) {
+            (Phase::Closed, _) => SessionState::Closing,
+            (_, Some(Awaiting::Committed)) => SessionState::Commit,
+            (_, Some(Awaiting::Tls)) => SessionState::Tls,
+            (Phase::Sasl(_), _) | (_, Some(Awaiting::Auth { .. } | Awaiting::Sasl(_))) => SessionState::Login,
+            (Phase::Data(_) | Phase::Swallow { .. }, _) | (_, Some(Awaiting::DataReady(_))) => SessionState::Data,
+            _ if self.has_chunks() => SessionState::Data,
+            _ if self.in_transaction() => SessionState::Transaction,
+            _ if self.hello.is_some() => SessionState::Ready,
+            _ => SessionState::Connected,
+        }
+    }
+
     /// Whether the session has ended. The last actions may still be there to be polled.
     #[must_use]
     pub fn is_closed(&self) -> bool {
@@ -286,6 +302,17 @@ impl Session {
     pub fn handle_shutdown(&mut self, now: Instant) {
         self.now = now;
         self.shutting_down = true;
+    }
+
+    /// An administrator ends the session: it says `421` now, and what has come of a letter is forgotten. While the
+    /// driver owes an answer nothing happens, so that a letter that is being committed gets its own: call it again
+    /// after that.
+    pub fn handle_killed(&mut self, now: Instant) {
+        self.now = now;
+        if self.can_proceed() {
+            self.send(&reply::service_not_available_closing());
+            self.close(CloseReason::Killed);
+        }
     }
 
     /// The time of [`Session::poll_timeout`] has passed.

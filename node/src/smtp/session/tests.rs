@@ -658,3 +658,37 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn an_administrator_ends_a_session_but_not_between_a_letter_and_its_answer() {
+    let mut idle = greeted();
+    assert_eq!(idle.session.state(), SessionState::Ready);
+    idle.said();
+    idle.session.handle_killed(idle.now);
+    idle.drive();
+    assert_eq!(idle.said(), "421 4.3.2 Service not available, closing transmission channel [0A1B]\r\n");
+    assert_eq!(idle.closed, Some(CloseReason::Killed));
+
+    let mut sending = in_data(config());
+    assert_eq!(sending.session.state(), SessionState::Data);
+    sending.feed(b"x: y\r\n\r\nz\r\n");
+    sending.session.handle_killed(sending.now);
+    sending.drive();
+    assert!(sending.said().ends_with("421 4.3.2 Service not available, closing transmission channel [0A1B]\r\n"));
+    assert_eq!((sending.letters.len(), sending.aborted), (0, 1));
+
+    let mut complete = in_data(config());
+    complete.holds_commits = true;
+    assert_eq!(complete.say("x: y\r\n\r\nz\r\n.\r\n"), "");
+    assert_eq!(complete.session.state(), SessionState::Commit);
+    complete.session.handle_killed(complete.now);
+    complete.drive();
+    assert_eq!((complete.said().as_str(), complete.closed), ("", None), "it gets its answer first");
+    complete.session.handle_committed(complete.now, reply::queued("m@test", 1, "n1"));
+    complete.drive();
+    complete.session.handle_killed(complete.now);
+    complete.drive();
+    let said = complete.said();
+    assert!(said.starts_with("250 2.6.0") && said.contains("\r\n421 4.3.2 "), "{said}");
+    assert_eq!((complete.letters.len(), complete.aborted), (1, 0));
+}
