@@ -81,7 +81,7 @@ pub(crate) fn confirm_gains(console: &Console, tried: &WriteReply, what: &str) -
 }
 
 /// Who gains relay, one range a line.
-fn gains_table(gains: &[RelayGain]) -> String {
+pub(crate) fn gains_table(gains: &[RelayGain]) -> String {
     let mut rows = Rows::new(&["RANGE", ">ADDRESSES", "CONNECTOR NOW", "THEN"]);
     for gain in gains {
         rows.push(vec![gain.range.clone(), gain.addresses.clone(), or_dash(&gain.before), gain.after.clone()]);
@@ -150,6 +150,15 @@ pub(crate) async fn finish(
             "posthousectl cluster status",
         )),
     }
+}
+
+/// Prints that there was nothing to change.
+///
+/// # Errors
+/// When the answer cannot be written.
+pub(crate) fn finish_unchanged(console: &Console, reply: WriteReply, deed: &Deed) -> Result<Exit, Failure> {
+    report(console.out, &reply, deed, None)?;
+    Ok(Exit::Done)
 }
 
 async fn await_revision(

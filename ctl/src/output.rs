@@ -254,6 +254,7 @@ mod tests {
                 ..Connector::default()
             }],
             revision: 4,
+            ..ListConnectorsReply::default()
         };
         let value = flattened(&reply);
         let connector = &value["connectors"][0];

@@ -52,6 +52,12 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "Write neighbouring addresses as one range, or remove what is not used: posthousectl allowlist lint.",
     ),
     code(
+        "PH-ALLOW-010",
+        "Whether entries were used for so long is not known.",
+        "Each node keeps what it has seen used in a file of its own. One whose file is younger than the time asked for cannot say that an entry was not used.",
+        "Choose fewer --days, wait, or say --accept-gap.",
+    ),
+    code(
         "PH-AUTH-001",
         "The caller is not an administrator of this cluster.",
         "The cluster port admits certificates that its own authority gave to administrators; the local socket admits root and the user that runs the node.",
@@ -581,6 +587,12 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "The client address is not valid.",
         "Letters are followed by the device's address, a range of two addresses or CIDR.",
         "--client-ip 10.1.2.3, 10.1.2.3-10.1.2.9 or 10.1.2.0/24",
+    ),
+    code(
+        "PH-USE-001",
+        "The use of too many things was asked for at once.",
+        "One answer has a limit.",
+        "Ask for at most 20,000 things.",
     ),
 ];
 

@@ -10,10 +10,11 @@ use std::process::{Command, Stdio};
 
 use fake::{Authority, Fake, refusal};
 use posthouse_proto::v1::{
-    AwaitRevisionReply, ClusterStatusReply, Connector, ExplainCandidate, ExplainIpReply, FailedHandshake,
-    InitClusterReply, JoinClusterReply, ListConnectorsReply, ListDomainsReply, ListFailedHandshakesReply,
-    ListFrontsReply, LocalStatusReply, Member, MessageTraceReply, PutCredentialReply, QueueChangeReply,
-    QueueSummaryReply, RelayGain, StringList, TestCredentialReply, TraceEvent, TracedMessage, WriteReply,
+    AllowlistEntry, AwaitRevisionReply, ClusterStatusReply, Connector, ExplainCandidate, ExplainIpReply,
+    FailedHandshake, InitClusterReply, JoinClusterReply, ListAllowlistEntriesReply, ListConnectorsReply,
+    ListDomainsReply, ListFailedHandshakesReply, ListFrontsReply, LocalStatusReply, Member, MessageTraceReply,
+    PutCredentialReply, QueueChangeReply, QueueSummaryReply, RelayGain, StringList, TestCredentialReply, TraceEvent,
+    TracedMessage, UsageScope, WriteReply,
 };
 use serde_json::{Value, json};
 use tonic::Status;
@@ -123,7 +124,7 @@ fn connectors() -> ListConnectorsReply {
         revision: 9,
         ..Connector::default()
     };
-    ListConnectorsReply { connectors: vec![scanners], revision: 40 }
+    ListConnectorsReply { connectors: vec![scanners], revision: 40, ..Default::default() }
 }
 
 fn cluster(healthy: bool, address: &str) -> ClusterStatusReply {
@@ -203,7 +204,7 @@ fn connector_list_flattens_its_lists() {
     assert_eq!(connector["remote_ip_ranges"], json!(["10.20.31.0/26"]));
     assert_eq!(connector["enabled"], json!(true));
     let table = bench.run("connector list --no-headers").exits(0).out;
-    assert_eq!(table, "scanners  :25  10.20.31.0/26  internal  -  optional  enabled\n");
+    assert_eq!(table, "scanners  :25  10.20.31.0/26  internal  -  optional  0  never  enabled\n");
     let line = bench.run("connector list -o jsonl").exits(0).out;
     assert_eq!(serde_json::from_str::<Value>(line.trim_end()).unwrap()["name"], "scanners");
 }
@@ -755,4 +756,68 @@ fn an_address_without_tls_is_looked_at_without_a_cluster() {
     let ran = bench.run(&format!("tls check {closed} -o json")).exits(1);
     assert!(ran.json()["endpoints"][0]["problems"][0].as_str().unwrap().starts_with("no TLS: "), "{}", ran.out);
     bench.run("tls check nonsense").exits(2);
+}
+
+fn old_entry(range: &str, last_seen: &str) -> AllowlistEntry {
+    AllowlistEntry {
+        connector: "scanners".into(),
+        range: range.into(),
+        created_at: "2026-01-01T00:00:00.000Z".into(),
+        last_seen: last_seen.into(),
+        ..AllowlistEntry::default()
+    }
+}
+
+/// Two stale entries and one in use, as of a node whose memory begins at `since`.
+fn entries(since: &str, unreachable: &[&str]) -> ListAllowlistEntriesReply {
+    ListAllowlistEntriesReply {
+        entries: vec![
+            old_entry("10.0.0.1", ""),
+            old_entry("10.0.0.2", "2026-06-29T00:00:00.000Z"),
+            old_entry("10.0.0.3", "2026-02-01T00:00:00.000Z"),
+        ],
+        usage: Some(UsageScope {
+            since: since.into(),
+            since_node: "n2".into(),
+            answered_at: "2026-06-30T00:00:00.000Z".into(),
+            unreachable: unreachable.iter().map(|&name| name.to_owned()).collect(),
+        }),
+        ..ListAllowlistEntriesReply::default()
+    }
+}
+
+#[test]
+fn stale_entries_are_listed_and_removed_only_when_every_node_knows() {
+    let bench = Bench::new();
+    bench.fake.says("list_allowlist_entries", Ok(entries("2025-01-01T00:00:00Z", &[])));
+    bench.fake.says("remove_allowlist_entries", Ok(written()));
+    bench.fake.says("await_revision", Ok(AwaitRevisionReply::default()));
+    let ran = bench.run("allowlist stale -o json");
+    let ranges: Vec<_> = ran.json()["entries"].as_array().unwrap().iter().map(|one| one["range"].clone()).collect();
+    assert_eq!((ranges, ran.exits(1).err.as_str()), (vec![json!("10.0.0.1"), json!("10.0.0.3")], ""));
+    bench.run("allowlist stale --days 365").exits(0);
+    bench.run("allowlist stale --days 0").exits(2);
+
+    assert!(bench.run("allowlist stale --remove").exits(2).err.contains("--yes"), "it asks");
+    let asked = bench.fake.asked("remove_allowlist_entries");
+    assert!(asked.iter().all(|request| request["options"]["dry_run"] == true), "only tried: {asked:?}");
+    let ran = bench.run("allowlist stale --remove --yes --reason review -o json").exits(0);
+    assert_eq!(ran.json()["removed"].as_array().unwrap().len(), 2);
+    let removal = bench.fake.asked("remove_allowlist_entries").pop().unwrap();
+    assert_eq!((&removal["ranges"], &removal["options"]["dry_run"]), (&json!(["10.0.0.1", "10.0.0.3"]), &json!(false)));
+    assert_eq!(removal["options"]["reason"], "review");
+
+    // A node that cannot be asked, and one that cannot know.
+    let before = bench.fake.asked("remove_allowlist_entries").len();
+    bench.fake.says("list_allowlist_entries", Ok(entries("2025-01-01T00:00:00Z", &["n3"])));
+    for line in ["allowlist stale", "allowlist stale --remove --yes"] {
+        assert!(bench.run(line).exits(5).err.contains("n3"), "{line}");
+    }
+    bench.fake.says("list_allowlist_entries", Ok(entries("2026-06-01T00:00:00Z", &[])));
+    assert!(bench.run("allowlist stale").exits(1).err.contains("n2 has kept"));
+    let refused = bench.run("allowlist stale --remove --yes").exits(1);
+    assert!(refused.err.contains("PH-ALLOW-010") && refused.err.contains("--accept-gap"), "{}", refused.err);
+    assert_eq!(bench.fake.asked("remove_allowlist_entries").len(), before, "nothing was removed");
+    bench.run("allowlist stale --remove --yes --accept-gap").exits(0);
+    assert!(bench.fake.asked("remove_allowlist_entries").len() > before);
 }

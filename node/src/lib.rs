@@ -27,6 +27,7 @@ pub mod spool;
 pub mod state;
 pub mod telemetry;
 pub mod tls;
+pub mod usage;
 
 #[cfg(test)]
 mod fuzz_tests;

@@ -48,6 +48,7 @@ struct Open {
     state: AtomicU8,
     letters: AtomicU64,
     heard_ms: AtomicI64,
+    due_ms: AtomicI64,
     killed: CancellationToken,
 }
 
@@ -98,6 +99,7 @@ impl Sessions {
             state: AtomicU8::new(0),
             letters: AtomicU64::new(0),
             heard_ms: AtomicI64::new(now_ms),
+            due_ms: AtomicI64::new(now_ms),
             killed: CancellationToken::new(),
         });
         let key = self.0.opened.fetch_add(1, Ordering::Relaxed);
@@ -172,6 +174,17 @@ impl Entry {
     /// The device said something.
     pub fn heard(&self, now_ms: i64) {
         self.open.heard_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// Whether so much time has passed since this was last answered with yes, or since the session was opened.
+    #[must_use]
+    pub fn is_due(&self, now_ms: i64, interval_ms: i64) -> bool {
+        // Only the session itself asks: nobody is in between.
+        let due = now_ms.saturating_sub(self.open.due_ms.load(Ordering::Relaxed)) >= interval_ms;
+        if due {
+            self.open.due_ms.store(now_ms, Ordering::Relaxed);
+        }
+        due
     }
 
     /// Something of its facts has changed.

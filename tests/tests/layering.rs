@@ -47,10 +47,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "spool",
             "state",
             "tls",
+            "usage",
         ],
     ),
     ("protocol_log", &["clock", "shutdown"]),
     ("sessions", &["connector", "smtp"]),
+    ("usage", &["clock", "connector", "shutdown"]),
     ("sink", &["mail", "smtp", "shutdown", "clock"]),
     ("front", &["proxy_protocol", "config", "shutdown", "clock", "tls"]),
     (
@@ -69,6 +71,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "spool",
             "state",
             "tls",
+            "usage",
         ],
     ),
 ];

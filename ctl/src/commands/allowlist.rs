@@ -13,6 +13,7 @@ use posthouse_proto::v1::{
 
 use super::connector::{self, CONNECTOR};
 use super::suggest;
+use super::usage::{note_missing, seen};
 use crate::client::Client;
 use crate::console::Console;
 use crate::error::{Exit, Failure, code};
@@ -38,6 +39,8 @@ pub(crate) enum AllowlistCommand {
         /// Its connector [default: all]
         connector: Option<String>,
     },
+    /// Entries that no device has used for a long time, and with --remove their end
+    Stale(super::allowlist_stale::StaleArgs),
     /// Add ranges to a connector
     #[command(visible_alias = "create")]
     Add(AddArgs),
@@ -105,6 +108,7 @@ pub(crate) async fn run(command: AllowlistCommand, console: &Console) -> Result<
         AllowlistCommand::List { connector } => list(console, connector.unwrap_or_default()).await,
         AllowlistCommand::Find { ip } => find(console, ip).await,
         AllowlistCommand::Lint { connector } => lint(console, connector.unwrap_or_default()).await,
+        AllowlistCommand::Stale(args) => super::allowlist_stale::run(args, console).await,
         AllowlistCommand::Add(args) => add(args, console).await,
         AllowlistCommand::Remove(args) => remove(args, console).await,
     }
@@ -112,7 +116,11 @@ pub(crate) async fn run(command: AllowlistCommand, console: &Console) -> Result<
 
 async fn list(console: &Console, name: String) -> Result<Exit, Failure> {
     let mut client = console.client().await?;
-    let request = ListAllowlistEntriesRequest { connector: name.clone(), ..ListAllowlistEntriesRequest::default() };
+    let request = ListAllowlistEntriesRequest {
+        connector: name.clone(),
+        with_usage: true,
+        ..ListAllowlistEntriesRequest::default()
+    };
     match pages(&mut client, request).await {
         Ok(reply) => {
             print(console, "allowlist-list", &reply)?;
@@ -124,7 +132,11 @@ async fn list(console: &Console, name: String) -> Result<Exit, Failure> {
 
 async fn find(console: &Console, ip: String) -> Result<Exit, Failure> {
     let mut client = console.client().await?;
-    let request = ListAllowlistEntriesRequest { containing: ip.clone(), ..ListAllowlistEntriesRequest::default() };
+    let request = ListAllowlistEntriesRequest {
+        containing: ip.clone(),
+        with_usage: true,
+        ..ListAllowlistEntriesRequest::default()
+    };
     let reply = pages(&mut client, request).await?;
     print(console, "allowlist-find", &reply)?;
     if reply.entries.is_empty() {
@@ -134,8 +146,12 @@ async fn find(console: &Console, ip: String) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-/// All pages of an answer. Each is as of its own revision; the last one's is told.
-async fn pages(
+/// All pages of an answer. Each is as of its own revision; the last one's is told. A node that did not answer about the
+/// use of entries is asked once.
+///
+/// # Errors
+/// What the cluster answered, or that nobody did.
+pub(super) async fn pages(
     client: &mut Client,
     mut request: ListAllowlistEntriesRequest,
 ) -> Result<ListAllowlistEntriesReply, Failure> {
@@ -143,6 +159,8 @@ async fn pages(
     loop {
         let page = client.read(async |mut admin| admin.list_allowlist_entries(request.clone()).await).await?;
         all.revision = page.revision;
+        request.without = page.usage.as_ref().map(|usage| usage.unreachable.clone()).unwrap_or_default();
+        all.usage = page.usage;
         all.entries.extend(page.entries);
         match all.entries.last() {
             Some(last) if page.more => {
@@ -184,6 +202,7 @@ async fn lint(console: &Console, name: String) -> Result<Exit, Failure> {
 fn print(console: &Console, schema: &str, reply: &ListAllowlistEntriesReply) -> Result<(), Failure> {
     console.out.list(schema, reply, "entries", "range", |wide| {
         let mut headings = vec!["CONNECTOR", "RANGE", ">ADDRESSES", "NOTE", "OWNER", "EXPIRES"];
+        headings.extend(["FIRST SEEN", "LAST SEEN", ">COUNT"]);
         if wide {
             headings.extend(["TICKET", "CREATED", "BY", ">REVISION"]);
         }
@@ -201,6 +220,9 @@ fn print(console: &Console, schema: &str, reply: &ListAllowlistEntriesReply) -> 
                 or_dash(&entry.note),
                 or_dash(&entry.owner),
                 expires,
+                seen(&entry.first_seen),
+                seen(&entry.last_seen),
+                parse::grouped(entry.count),
             ];
             if wide {
                 row.extend([
@@ -214,11 +236,12 @@ fn print(console: &Console, schema: &str, reply: &ListAllowlistEntriesReply) -> 
         }
         rows
     })?;
+    note_missing(console, reply.usage.as_ref());
     Ok(())
 }
 
 /// Ranges of one change: its entry in the log, with notes, stays well below the four megabytes that one may have.
-const BATCH: usize = 5_000;
+pub(super) const BATCH: usize = 5_000;
 
 /// A file of ranges may be this large: about a million of them.
 const FILE_BYTES_MAX: u64 = 32 << 20;

@@ -323,12 +323,12 @@ async fn create_token(args: CreateArgs, console: &Console) -> Result<Exit, Failu
 }
 
 async fn tokens(client: &mut Client) -> Result<Vec<JoinToken>, Failure> {
-    Ok(client.read(async |mut admin| admin.list_join_tokens(ListRequest {}).await).await?.tokens)
+    Ok(client.read(async |mut admin| admin.list_join_tokens(ListRequest::default()).await).await?.tokens)
 }
 
 async fn list_tokens(console: &Console) -> Result<Exit, Failure> {
     let mut client = console.client().await?;
-    let reply = client.read(async |mut admin| admin.list_join_tokens(ListRequest {}).await).await?;
+    let reply = client.read(async |mut admin| admin.list_join_tokens(ListRequest::default()).await).await?;
     console.out.list("cluster-join-token-list", &reply, "tokens", "id", |_| {
         let mut rows = Rows::new(&["ID", "ROLE", ">USES LEFT", "EXPIRES", "CREATED BY"]);
         for token in &reply.tokens {

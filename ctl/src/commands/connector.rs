@@ -5,6 +5,7 @@ use posthouse_proto::v1::{Connector, ListConnectorsReply, ListRequest, NameReque
 
 use super::connector_flags::{ConnectorFlags, has};
 use super::connector_look;
+use super::usage::{note_missing, seen};
 use super::{Noun, suggest};
 use crate::client::Client;
 use crate::console::Console;
@@ -38,6 +39,8 @@ pub(crate) enum ConnectorCommand {
     Test(connector_look::TestArgs),
     /// Ranges of one connector inside ranges of another
     Overlaps,
+    /// Who used it: connectors, or the ranges of one
+    Hits(super::connector_hits::HitsArgs),
 }
 
 /// Flags of `connector create`.
@@ -97,10 +100,13 @@ pub(crate) const CONNECTOR: Noun = Noun { name: "connector", missing: "PH-CONN-0
 /// What went wrong.
 pub(crate) async fn run(command: ConnectorCommand, console: &Console) -> Result<Exit, Failure> {
     match command {
-        ConnectorCommand::List => list(console, &connectors(&mut console.client().await?).await?),
+        ConnectorCommand::List => list(console, &with_usage(&mut console.client().await?).await?),
         ConnectorCommand::Show { name } => {
-            let found = find(&mut console.client().await?, &name).await?;
-            connector_look::show(console, &found)
+            let reply = with_usage(&mut console.client().await?).await?;
+            let found = CONNECTOR.find(reply.connectors, &name, |connector| &connector.name)?;
+            let exit = connector_look::show(console, &found)?;
+            note_missing(console, reply.usage.as_ref());
+            Ok(exit)
         }
         ConnectorCommand::Create(args) => create(args, console).await,
         ConnectorCommand::Set(args) => set(args, console).await,
@@ -109,11 +115,20 @@ pub(crate) async fn run(command: ConnectorCommand, console: &Console) -> Result<
         ConnectorCommand::Disable(args) => switch(args, console, false).await,
         ConnectorCommand::Test(args) => connector_look::test(args, console).await,
         ConnectorCommand::Overlaps => connector_look::overlaps(console).await,
+        ConnectorCommand::Hits(args) => super::connector_hits::run(args, console).await,
     }
 }
 
 async fn connectors(client: &mut Client) -> Result<ListConnectorsReply, Failure> {
-    client.read(async |mut admin| admin.list_connectors(ListRequest {}).await).await
+    client.read(async |mut admin| admin.list_connectors(ListRequest::default()).await).await
+}
+
+/// The same, with what every node knows of their use.
+///
+/// # Errors
+/// When the cluster does not answer.
+pub(super) async fn with_usage(client: &mut Client) -> Result<ListConnectorsReply, Failure> {
+    client.read(async |mut admin| admin.list_connectors(ListRequest { with_usage: true }).await).await
 }
 
 /// The names of all connectors, for suggestions.
@@ -234,7 +249,7 @@ async fn delete(args: NamedArgs, console: &Console) -> Result<Exit, Failure> {
 
 fn list(console: &Console, reply: &ListConnectorsReply) -> Result<Exit, Failure> {
     console.out.list("connector-list", reply, "connectors", "name", |wide| {
-        let mut headings = vec!["NAME", "BIND", "FROM", "RELAY", "AUTH", "TLS", "STATE"];
+        let mut headings = vec!["NAME", "BIND", "FROM", "RELAY", "AUTH", "TLS", ">HITS", "LAST SEEN", "STATE"];
         if wide {
             headings.extend([">MAX SIZE", ">REVISION", "COMMENT"]);
         }
@@ -249,6 +264,8 @@ fn list(console: &Console, reply: &ListConnectorsReply) -> Result<Exit, Failure>
                 relay_word(connector).to_owned(),
                 auth_word(connector).to_owned(),
                 tls_word(connector).to_owned(),
+                crate::parse::grouped(connector.hits),
+                seen(&connector.last_seen),
                 format!("{state}{mark}"),
             ];
             if wide {
@@ -262,6 +279,7 @@ fn list(console: &Console, reply: &ListConnectorsReply) -> Result<Exit, Failure>
         }
         rows
     })?;
+    note_missing(console, reply.usage.as_ref());
     if matches!(console.out.format, Format::Table | Format::Wide) {
         for connector in &reply.connectors {
             for warning in &connector.warnings {

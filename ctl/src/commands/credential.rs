@@ -13,6 +13,7 @@ use posthouse_proto::v1::{
 };
 use serde_json::Value;
 
+use super::usage::{note_missing, seen};
 use super::{Noun, suggest};
 use crate::client::Client;
 use crate::console::Console;
@@ -213,11 +214,13 @@ const PASSWORD_BYTES_MAX: u64 = 1024;
 /// What went wrong.
 pub(crate) async fn run(command: CredentialCommand, console: &Console) -> Result<Exit, Failure> {
     match command {
-        CredentialCommand::List => list(console, &credentials(&mut console.client().await?).await?),
+        CredentialCommand::List => list(console, &with_usage(&mut console.client().await?).await?),
         CredentialCommand::Show { user } => {
-            let all = credentials(&mut console.client().await?).await?.credentials;
-            let found = CREDENTIAL.find(all, &user.trim().to_lowercase(), |credential| &credential.user)?;
+            let reply = with_usage(&mut console.client().await?).await?;
+            let user = user.trim().to_lowercase();
+            let found = CREDENTIAL.find(reply.credentials, &user, |credential| &credential.user)?;
             show(console, &found)?;
+            note_missing(console, reply.usage.as_ref());
             Ok(Exit::Done)
         }
         CredentialCommand::Create(args) => create(args, console).await,
@@ -444,7 +447,12 @@ fn expiry(text: &str, now: jiff::Timestamp) -> Result<String, Failure> {
 }
 
 async fn credentials(client: &mut Client) -> Result<ListCredentialsReply, Failure> {
-    client.read(async |mut admin| admin.list_credentials(ListRequest {}).await).await
+    client.read(async |mut admin| admin.list_credentials(ListRequest::default()).await).await
+}
+
+/// The same, with what every node knows of their use.
+async fn with_usage(client: &mut Client) -> Result<ListCredentialsReply, Failure> {
+    client.read(async |mut admin| admin.list_credentials(ListRequest { with_usage: true }).await).await
 }
 
 async fn names(client: &mut Client) -> Result<Vec<String>, Failure> {
@@ -516,7 +524,7 @@ fn show(console: &Console, found: &Credential) -> Result<(), Failure> {
 
 fn list(console: &Console, reply: &ListCredentialsReply) -> Result<Exit, Failure> {
     console.out.list("credential-list", reply, "credentials", "user", |wide| {
-        let mut headings = vec!["USER", "MAY SEND AS", "FROM", "EXPIRES", "STATE"];
+        let mut headings = vec!["USER", "MAY SEND AS", "FROM", "EXPIRES", "FIRST SEEN", "LAST SEEN", ">COUNT", "STATE"];
         if wide {
             headings.extend(["CONNECTORS", "OWNER", "NOTE", ">REVISION"]);
         }
@@ -537,6 +545,9 @@ fn list(console: &Console, reply: &ListCredentialsReply) -> Result<Exit, Failure
                 words(&credential.senders, "nobody"),
                 words(&credential.source_ranges, "any"),
                 credential.expires_at.as_deref().map_or_else(|| "never".to_owned(), short_time),
+                seen(&credential.first_seen),
+                seen(&credential.last_seen),
+                parse::grouped(credential.count),
                 state.to_owned(),
             ];
             if wide {
@@ -551,6 +562,7 @@ fn list(console: &Console, reply: &ListCredentialsReply) -> Result<Exit, Failure
         }
         rows
     })?;
+    note_missing(console, reply.usage.as_ref());
     Ok(Exit::Done)
 }
 

@@ -119,7 +119,7 @@ fn bare(name: &str) -> String {
 }
 
 async fn domains(client: &mut Client) -> Result<ListDomainsReply, Failure> {
-    client.read(async |mut admin| admin.list_domains(ListRequest {}).await).await
+    client.read(async |mut admin| admin.list_domains(ListRequest::default()).await).await
 }
 
 async fn names(client: &mut Client) -> Result<Vec<String>, Failure> {

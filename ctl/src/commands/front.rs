@@ -130,7 +130,7 @@ pub(crate) async fn run(command: FrontCommand, console: &Console) -> Result<Exit
                 RenderCommand::Keepalived(args) => front_keepalived::render(&args, &fronts)?,
                 RenderCommand::Haproxy(args) => {
                     let nodes: ListNodesReply =
-                        client.read(async |mut admin| admin.list_nodes(ListRequest {}).await).await?;
+                        client.read(async |mut admin| admin.list_nodes(ListRequest::default()).await).await?;
                     front_haproxy::render(&args, &nodes.nodes)?
                 }
             };
@@ -141,7 +141,7 @@ pub(crate) async fn run(command: FrontCommand, console: &Console) -> Result<Exit
 }
 
 async fn fronts(client: &mut Client) -> Result<ListFrontsReply, Failure> {
-    client.read(async |mut admin| admin.list_fronts(ListRequest {}).await).await
+    client.read(async |mut admin| admin.list_fronts(ListRequest::default()).await).await
 }
 
 async fn list(console: &Console) -> Result<Exit, Failure> {

@@ -1,10 +1,12 @@
 //! One file per noun of the command tree: its flags, what it asks, and how the answer looks.
 
 pub(crate) mod allowlist;
+pub(crate) mod allowlist_stale;
 pub(crate) mod cluster;
 pub(crate) mod completion;
 pub(crate) mod connector;
 pub(crate) mod connector_flags;
+pub(crate) mod connector_hits;
 pub(crate) mod connector_look;
 pub(crate) mod context;
 pub(crate) mod credential;
@@ -27,6 +29,7 @@ pub(crate) mod settings;
 pub(crate) mod status;
 pub(crate) mod tls;
 mod tls_check;
+mod usage;
 pub(crate) mod watch;
 
 use serde_json::json;

@@ -130,7 +130,7 @@ async fn set(args: SetArgs, console: &Console) -> Result<Exit, Failure> {
 }
 
 async fn nodes(client: &mut Client) -> Result<ListNodesReply, Failure> {
-    client.read(async |mut admin| admin.list_nodes(ListRequest {}).await).await
+    client.read(async |mut admin| admin.list_nodes(ListRequest::default()).await).await
 }
 
 async fn list(console: &Console) -> Result<Exit, Failure> {

@@ -368,7 +368,7 @@ fn describe(reply: &TestRouteReply, headers: bool) -> String {
 }
 
 async fn routes(client: &mut Client) -> Result<ListRoutesReply, Failure> {
-    client.read(async |mut admin| admin.list_routes(ListRequest {}).await).await
+    client.read(async |mut admin| admin.list_routes(ListRequest::default()).await).await
 }
 
 async fn names(client: &mut Client) -> Result<Vec<String>, Failure> {

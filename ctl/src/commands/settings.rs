@@ -85,7 +85,7 @@ pub(crate) async fn run(command: SettingsCommand, console: &Console) -> Result<E
 }
 
 async fn settings(client: &mut Client) -> Result<ListSettingsReply, Failure> {
-    client.read(async |mut admin| admin.list_settings(ListRequest {}).await).await
+    client.read(async |mut admin| admin.list_settings(ListRequest::default()).await).await
 }
 
 fn list(console: &Console, reply: &ListSettingsReply) -> Result<Exit, Failure> {

@@ -175,7 +175,7 @@ pub(crate) async fn run(command: TlsCommand, console: &Console) -> Result<Exit, 
 }
 
 async fn certificates(client: &mut Client) -> Result<ListCertificatesReply, Failure> {
-    client.read(async |mut admin| admin.list_certificates(ListRequest {}).await).await
+    client.read(async |mut admin| admin.list_certificates(ListRequest::default()).await).await
 }
 
 async fn names(client: &mut Client) -> Result<Vec<String>, Failure> {

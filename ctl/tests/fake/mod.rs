@@ -220,6 +220,7 @@ service!(Admin:
     queue_hold(QueueRequest) -> QueueChangeReply,
     queue_release(QueueRequest) -> QueueChangeReply,
     queue_delete(QueueRequest) -> QueueChangeReply,
+    read_usage(ReadUsageRequest) -> ReadUsageReply,
     session_list(SessionRequest) -> SessionListReply,
     session_kill(SessionRequest) -> SessionKillReply,
     message_trace(MessageTraceRequest) -> MessageTraceReply,

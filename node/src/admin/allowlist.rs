@@ -30,7 +30,7 @@ pub(super) fn list(
     view: &StateView,
     request: &v1::ListAllowlistEntriesRequest,
 ) -> Result<v1::ListAllowlistEntriesReply, Status> {
-    let v1::ListAllowlistEntriesRequest { connector, containing, limit, after_connector, after_range } = request;
+    let v1::ListAllowlistEntriesRequest { connector, containing, limit, after_connector, after_range, .. } = request;
     check_connector(view, connector)?;
     let address = match containing.as_str() {
         "" => None,
@@ -65,7 +65,7 @@ pub(super) fn list(
         .map(|(name, found)| convert::entry_out(name, found, now_ms));
     let page: Vec<v1::AllowlistEntry> = entries.by_ref().take(limit).collect();
     let more = entries.next().is_some();
-    Ok(v1::ListAllowlistEntriesReply { entries: page, revision: view.revision, more })
+    Ok(v1::ListAllowlistEntriesReply { entries: page, revision: view.revision, more, usage: None })
 }
 
 /// Ranges that deserve a second look.

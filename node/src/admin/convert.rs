@@ -237,6 +237,9 @@ pub(super) fn connector_out(view: &StateView, found: &Versioned<std::sync::Arc<R
         effective_rights: vec![format!("anonymous: {anonymous}"), format!("authenticated: {authenticated}")],
         relay: relay.to_owned(),
         warnings,
+        hits: 0,
+        first_seen: String::new(),
+        last_seen: String::new(),
     }
 }
 
@@ -255,6 +258,9 @@ pub(super) fn entry_out(connector: &str, found: &Versioned<AllowlistEntry>, now_
         created_at: rfc3339(entry.created_at_ms),
         addresses: entry.range.size().to_string(),
         revision: found.revision,
+        first_seen: String::new(),
+        last_seen: String::new(),
+        count: 0,
     }
 }
 
@@ -333,6 +339,9 @@ pub(super) fn credential_out(found: &Versioned<std::sync::Arc<Credential>>, now_
         expired: credential.expires_at_ms.is_some_and(|at| at <= now_ms),
         certificates: strings(&credential.certificates),
         secrets: credential.live_verifiers(now_ms).map(secret_out).collect(),
+        first_seen: String::new(),
+        last_seen: String::new(),
+        count: 0,
     }
 }
 

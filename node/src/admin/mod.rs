@@ -21,6 +21,7 @@ mod service;
 mod sessions;
 mod tls;
 mod tracking;
+mod usage;
 
 pub use front_link::{FrontLinkService, PushedReadiness, ReadinessWatch};
 pub use fronts::FrontReports;

@@ -19,6 +19,7 @@ use crate::sessions::Sessions;
 use crate::spool::Spool;
 use crate::state::{AllowlistEntry, Change, Command, Outcome, StateView, apply};
 use crate::tls::{Dialer, FailedHandshakes};
+use crate::usage::Usages;
 
 /// What the services of a member work with.
 pub struct Context {
@@ -34,6 +35,8 @@ pub struct Context {
     pub data_key: DataKey,
     /// Devices of this node that could not shake hands.
     pub failed_handshakes: Arc<FailedHandshakes>,
+    /// What this node knows of the use of ranges and credentials.
+    pub usages: Usages,
     /// Sessions that devices have open at this node.
     pub sessions: Sessions,
     /// This node's name.
@@ -273,8 +276,13 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::ListConnectorsReply>, Status> {
         let (context, _) = self.open(&request)?;
         let view = context.view();
-        let connectors = view.state.connectors.values().map(|found| convert::connector_out(&view, found)).collect();
-        Ok(Response::new(v1::ListConnectorsReply { connectors, revision: view.revision }))
+        let connectors = view.state.connectors.values().map(|found| convert::connector_out(&view, found));
+        let mut connectors: Vec<v1::Connector> = connectors.collect();
+        let usage = match request.get_ref().with_usage {
+            true => Some(super::usage::of_connectors(&context, &mut connectors).await),
+            false => None,
+        };
+        Ok(Response::new(v1::ListConnectorsReply { connectors, revision: view.revision, usage }))
     }
 
     async fn add_allowlist_entries(
@@ -323,7 +331,12 @@ impl Admin for AdminService {
         request: Request<v1::ListAllowlistEntriesRequest>,
     ) -> Result<Response<v1::ListAllowlistEntriesReply>, Status> {
         let (context, _) = self.open(&request)?;
-        super::allowlist::list(&context.view(), request.get_ref()).map(Response::new)
+        let request = request.into_inner();
+        let mut reply = super::allowlist::list(&context.view(), &request)?;
+        if request.with_usage {
+            reply.usage = Some(super::usage::of_entries(&context, &mut reply.entries, &request.without).await?);
+        }
+        Ok(Response::new(reply))
     }
 
     async fn lint_allowlist(
@@ -436,8 +449,13 @@ impl Admin for AdminService {
     ) -> Result<Response<v1::ListCredentialsReply>, Status> {
         let (context, _) = self.open(&request)?;
         let (view, now_ms) = (context.view(), now_ms());
-        let credentials = view.state.credentials.values().map(|found| convert::credential_out(found, now_ms)).collect();
-        Ok(Response::new(v1::ListCredentialsReply { credentials, revision: view.revision }))
+        let credentials = view.state.credentials.values().map(|found| convert::credential_out(found, now_ms));
+        let mut credentials: Vec<v1::Credential> = credentials.collect();
+        let usage = match request.get_ref().with_usage {
+            true => Some(super::usage::of_credentials(&context, &mut credentials).await),
+            false => None,
+        };
+        Ok(Response::new(v1::ListCredentialsReply { credentials, revision: view.revision, usage }))
     }
 
     async fn list_certificates(
@@ -614,6 +632,11 @@ impl Admin for AdminService {
         super::queue::change(&context, &actor, request.into_inner(), super::queue::Verb::Delete)
             .await
             .map(Response::new)
+    }
+
+    async fn read_usage(&self, request: Request<v1::ReadUsageRequest>) -> Result<Response<v1::ReadUsageReply>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::usage::read(&context, request.into_inner()).await.map(Response::new)
     }
 
     async fn session_list(

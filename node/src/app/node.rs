@@ -33,8 +33,9 @@ use crate::raft::{LocalFacts, Progress, RaftHandle, RaftOptions};
 use crate::sessions::Sessions;
 use crate::shutdown::{Scope, run_blocking};
 use crate::spool::{Spool, TraceLimits};
-use crate::state::{Change, Command, Member, MemberService, MemberState};
+use crate::state::{Change, Command, Member, MemberService, MemberState, StateView};
 use crate::tls::{self, DeviceTls, Dialer, FailedHandshakes};
+use crate::usage::{UsageKey, Usages};
 
 /// How often readiness is looked at. A change reaches the fronts within this plus a network round.
 const READINESS_INTERVAL: Duration = Duration::from_millis(50);
@@ -162,6 +163,20 @@ fn protocol_log_settings(config: &NodeConfig, data_dir: &Path) -> protocol_log::
     }
 }
 
+/// Whether the state still has what was used.
+fn still_there(view: watch::Receiver<Arc<StateView>>) -> impl Fn(&UsageKey) -> bool + Send + Sync + 'static {
+    move |key| {
+        let view = Arc::clone(&view.borrow());
+        match key {
+            UsageKey::Connector(name) => view.state.connectors.contains_key(&**name),
+            UsageKey::Range(connector, range) => {
+                view.state.allowlist.get(&**connector).is_some_and(|entries| entries.contains_key(range))
+            }
+            UsageKey::Credential(user) => view.state.credentials.contains_key(&**user),
+        }
+    }
+}
+
 fn pages(node: &Arc<Node>, metrics: PrometheusHandle) -> Pages {
     let (ready, gauges) = (Arc::clone(node), Arc::clone(node));
     Pages {
@@ -266,6 +281,7 @@ impl Node {
 
         let failed_handshakes = Arc::new(FailedHandshakes::default());
         let open = Sessions::default();
+        let usages = Usages::start(dir.join("usage"), still_there(raft.view()), &member_scope).await;
         let context = Arc::new(Context {
             raft: raft.clone(),
             spool: spool.clone(),
@@ -273,6 +289,7 @@ impl Node {
             dialer,
             data_key: data_key.clone(),
             failed_handshakes: Arc::clone(&failed_handshakes),
+            usages: usages.clone(),
             sessions: open.clone(),
             node_name: identity.name.clone(),
             node_id: identity.node_id,
@@ -310,6 +327,7 @@ impl Node {
                 admission: self.admission.subscribe(),
                 sessions,
                 open,
+                usages,
                 counts,
                 protocol_log: ProtocolLog::start(protocol_log_settings(&self.config, &dir), &member_scope),
             },

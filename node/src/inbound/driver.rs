@@ -53,6 +53,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 /// The same, once an administrator has ended the session: what was promised before is still said.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How often a session that sends letters says that its range and credential are in use.
+const SEEN_INTERVAL_MS: i64 = 60_000;
 
 /// A connection that a connector took.
 pub(super) struct Opened {
@@ -669,6 +671,7 @@ impl Driver<'_> {
             // What this connection was opened for is not what it would get now.
             return (closing(), Rights::default());
         };
+        self.seen(standing.user);
         if let Some(shortage) = self.shared.shortage() {
             counter!(REJECTIONS, "connector" => connector.name.clone(), "code" => "452").increment(1);
             tracing::warn!(
@@ -690,6 +693,15 @@ impl Driver<'_> {
             return (Verdict::Close(limit.reply()), rights);
         }
         (self.verdict(&connector, decision), rights)
+    }
+
+    /// A device that keeps its connection for days is in use all the while; once a minute is often enough to know.
+    fn seen(&self, user: Option<&str>) {
+        let (Some(opened), Some(entry)) = (&self.opened, &self.entry) else { return };
+        let now_ms = now_ms();
+        if entry.is_due(now_ms, SEEN_INTERVAL_MS) {
+            self.shared.options.usages.still_here(&opened.connector.name, opened.range, user, now_ms);
+        }
     }
 
     fn check_rcpt(&self, tls: bool, forward_path: &ForwardPath) -> Verdict {

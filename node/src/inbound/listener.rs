@@ -84,6 +84,8 @@ async fn connection(
         }
         return;
     };
+    // Also when a limit refuses it: the device is there, and its entry is in use.
+    shared.options.usages.connected(&connector.name, range, now_ms());
     let (source, source_port) = (introduced.source.ip(), introduced.source.port());
     let counted = shared.options.counts.open(&connector, source);
     if let Err(refusal) = &counted {

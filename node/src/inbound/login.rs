@@ -170,6 +170,9 @@ impl Driver<'_> {
             permitted,
             "client certificate of a credential"
         );
+        if permitted {
+            self.shared.options.usages.logged_in(&user, now_ms);
+        }
         permitted.then_some(user)
     }
 
@@ -197,6 +200,7 @@ impl Driver<'_> {
         let view = self.shared.view();
         if self.standing(tls).is_some_and(|standing| policy::auth(&view, &standing)) {
             counter!(AUTH, "result" => "verified").increment(1);
+            self.shared.options.usages.logged_in(&user, now_ms());
             return Ok(user);
         }
         (self.user, self.secret) = before;

@@ -38,6 +38,7 @@ use crate::shutdown::Scope;
 use crate::spool::Spool;
 use crate::state::StateView;
 use crate::tls::{DeviceTls, FailedHandshakes};
+use crate::usage::Usages;
 use authenticate::Authenticator;
 use front_keys::FrontKeys;
 
@@ -72,6 +73,8 @@ pub struct InboundOptions {
     pub sessions: Arc<AtomicU64>,
     /// Which sessions are open, for whoever wants to see or end them.
     pub open: Sessions,
+    /// Keeps what was used.
+    pub usages: Usages,
     /// Sessions and letters of the whole cluster, for the limits.
     pub counts: Counts,
     /// Where connectors that want it have their dialogues written.

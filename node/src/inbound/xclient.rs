@@ -36,6 +36,7 @@ pub(super) fn reopen(shared: &Arc<Shared>, opened: &Opened, said: &Xclient) -> R
         counter!(XCLIENTS, "result" => "no_connector").increment(1);
         return Err(reply::service_not_available());
     };
+    shared.options.usages.connected(&connector.name, range, now_ms());
     let counted = shared.options.counts.open(&connector, source).map_err(|limit| {
         counter!(XCLIENTS, "result" => "limit").increment(1);
         count_limit(&connector.name, limit);
