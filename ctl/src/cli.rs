@@ -8,8 +8,8 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    allowlist, cluster, completion, connector, context, credential, domain, explain, front, history, message, node,
-    queue, route, session, settings, status, tls,
+    allowlist, cluster, completion, connector, context, credential, domain, explain, front, history, log, message,
+    node, queue, route, session, settings, status, tls,
 };
 use crate::output::Format;
 use crate::parse;
@@ -129,6 +129,9 @@ pub(crate) enum Command {
     /// SMTP sessions that devices have open
     #[command(subcommand)]
     Session(session::SessionCommand),
+    /// What devices say and are told, as it happens
+    #[command(subcommand)]
+    Log(log::LogCommand),
     /// What happened to a letter
     #[command(subcommand)]
     Message(message::MessageCommand),

@@ -541,6 +541,18 @@ pub(crate) const ALL: &[ProblemCode] = &[
         "--source 10.1.2.3, 10.1.2.3-10.1.2.9 or 10.1.2.0/24",
     ),
     code(
+        "PH-SESS-003",
+        "It was not said whose dialogue.",
+        "Without an address every line of every session would be sent.",
+        "--source 10.1.2.3 or --source 10.1.2.0/24",
+    ),
+    code(
+        "PH-SESS-004",
+        "Too many listen to dialogues already.",
+        "Each listener costs the sessions that it hears, so that a node has a limit of sixteen.",
+        "End another posthousectl log session.",
+    ),
+    code(
         "PH-SET-001",
         "There is no setting of that name.",
         "Settings are what holds for the whole cluster; what belongs to a connector or a route is set there.",

@@ -13,8 +13,8 @@ use posthouse_proto::v1::{
     AllowlistEntry, AwaitRevisionReply, ClusterStatusReply, Connector, ExplainCandidate, ExplainIpReply,
     FailedHandshake, InitClusterReply, JoinClusterReply, ListAllowlistEntriesReply, ListConnectorsReply,
     ListDomainsReply, ListFailedHandshakesReply, ListFrontsReply, LocalStatusReply, Member, MessageTraceReply,
-    PutCredentialReply, QueueChangeReply, QueueSummaryReply, RelayGain, StringList, TestCredentialReply, TraceEvent,
-    TracedMessage, UsageScope, WriteReply,
+    PutCredentialReply, QueueChangeReply, QueueSummaryReply, RelayGain, SessionLine, StringList, TestCredentialReply,
+    TraceEvent, TracedMessage, UsageScope, WriteReply,
 };
 use serde_json::{Value, json};
 use tonic::Status;
@@ -820,4 +820,35 @@ fn stale_entries_are_listed_and_removed_only_when_every_node_knows() {
     assert_eq!(bench.fake.asked("remove_allowlist_entries").len(), before, "nothing was removed");
     bench.run("allowlist stale --remove --yes --accept-gap").exits(0);
     assert!(bench.fake.asked("remove_allowlist_entries").len() > before);
+}
+
+#[test]
+fn a_dialogue_is_printed_line_by_line_and_one_session_ends_it() {
+    let bench = Bench::new();
+    let line = |session: &str, event: &str, data: &str| SessionLine {
+        time: "2026-08-02T10:11:12.123Z".into(),
+        node: "n2".into(),
+        session_id: session.into(),
+        event: event.into(),
+        data: data.into(),
+        ..SessionLine::default()
+    };
+    let lost = SessionLine { node: "n2".into(), lost: 7, ..SessionLine::default() };
+    let lines = vec![
+        line("A1", "<", "EHLO device\u{1b}[2J"),
+        lost,
+        line("B2", "<", "other"),
+        line("A1", "-", ""),
+        line("C3", "<", "later"),
+    ];
+    bench.fake.says("log_session", Ok(lines));
+    let ran = bench.run("log session --source 10.0.0.0/8 --only-one --terse").exits(0);
+    assert_eq!(ran.out, "< EHLO device\u{fffd}[2J\n-\n");
+    assert!(ran.err.contains("7 lines of n2 were lost"), "{}", ran.err);
+    assert_eq!(bench.fake.asked("log_session")[0]["source"], "10.0.0.0/8");
+    // Without --only-one it goes on until the node ends.
+    let ran = bench.run("log session --source 10.0.0.0/8 -o json").exits(5);
+    let events: Vec<Value> = ran.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((events.len(), &events[1]["lost"], &events[2]["data"]), (5, &json!(7), &json!("other")));
+    bench.run("log session").exits(2);
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -163,13 +163,14 @@ impl Ctl {
     }
 
     pub fn run(&self, args: &[&str]) -> Output {
-        in_namespace(self.netns.as_deref(), &binary("posthousectl"))
-            .args(&self.base)
-            .args(args)
-            .env_remove("POSTHOUSECTL_CONFIG_DIR")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
+        self.command(args).output().unwrap()
+    }
+
+    /// The command, not yet run.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = in_namespace(self.netns.as_deref(), &binary("posthousectl"));
+        command.args(&self.base).args(args).env_remove("POSTHOUSECTL_CONFIG_DIR").stdin(Stdio::null());
+        command
     }
 
     /// Runs and demands exit code 0; answers standard output.

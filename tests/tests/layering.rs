@@ -64,6 +64,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "credential",
             "mail",
             "pki",
+            "protocol_log",
             "queue",
             "raft",
             "sessions",

@@ -18,6 +18,7 @@ mod front_haproxy;
 mod front_keepalived;
 pub(crate) mod history;
 pub(crate) mod local;
+pub(crate) mod log;
 pub(crate) mod message;
 mod message_export;
 pub(crate) mod node;
@@ -58,6 +59,7 @@ pub(crate) async fn run(command: Command, console: Console) -> Result<Exit, Fail
         Command::Settings(command) => settings::run(command, &console).await,
         Command::Queue(command) => queue::run(command, &console).await,
         Command::Session(command) => session::run(command, &console).await,
+        Command::Log(command) => log::run(command, &console).await,
         Command::Message(command) => message::run(command, &console).await,
         Command::Tls(command) => tls::run(command, &console).await,
         Command::History(command) => history::run(command, &console).await,

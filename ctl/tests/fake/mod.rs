@@ -164,9 +164,10 @@ impl Authority {
 }
 
 macro_rules! service {
-    ($service:ident: $($method:ident($request:ident) -> $reply:ident),+ $(,)?) => {
+    ($service:ident $({ $($more:tt)* })?: $($method:ident($request:ident) -> $reply:ident),+ $(,)?) => {
         #[tonic::async_trait]
         impl $service for Fake {
+            $($($more)*)?
             $(async fn $method(&self, request: Request<v1::$request>) -> Result<Response<v1::$reply>, Status> {
                 self.answer(stringify!($method), request.get_ref())
             })+
@@ -174,7 +175,17 @@ macro_rules! service {
     };
 }
 
-service!(Admin:
+service!(Admin {
+    type LogSessionStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::SessionLine, Status>>>;
+
+    async fn log_session(
+        &self,
+        request: Request<v1::LogSessionRequest>,
+    ) -> Result<Response<Self::LogSessionStream>, Status> {
+        let lines: Vec<v1::SessionLine> = self.answer("log_session", request.get_ref())?.into_inner();
+        Ok(Response::new(tokio_stream::iter(lines.into_iter().map(Ok).collect::<Vec<_>>())))
+    }
+}:
     cluster_status(ClusterStatusRequest) -> ClusterStatusReply,
     create_join_token(CreateJoinTokenRequest) -> CreateJoinTokenReply,
     list_join_tokens(ListRequest) -> ListJoinTokensReply,

@@ -5,6 +5,7 @@ mod allowlist;
 mod cluster;
 mod convert;
 mod credential;
+mod dialogue;
 mod explain;
 mod front_link;
 mod fronts;

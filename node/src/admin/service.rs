@@ -13,9 +13,11 @@ use super::rpc::peer;
 use crate::clock::now_ms;
 use crate::connector::{ReceiveConnector, SendConnector};
 use crate::pki::{DataKey, PeerIdentity, PeerInfo};
+use crate::protocol_log::Live;
 use crate::queue::QueueHandle;
 use crate::raft::{LocalFacts, RaftHandle};
 use crate::sessions::Sessions;
+use crate::shutdown::Scope;
 use crate::spool::Spool;
 use crate::state::{AllowlistEntry, Change, Command, Outcome, StateView, apply};
 use crate::tls::{Dialer, FailedHandshakes};
@@ -35,6 +37,10 @@ pub struct Context {
     pub data_key: DataKey,
     /// Devices of this node that could not shake hands.
     pub failed_handshakes: Arc<FailedHandshakes>,
+    /// Who listens to dialogues as they happen.
+    pub live: Live,
+    /// Ends what goes on for as long as the node runs.
+    pub scope: Scope,
     /// What this node knows of the use of ranges and credentials.
     pub usages: Usages,
     /// Sessions that devices have open at this node.
@@ -637,6 +643,16 @@ impl Admin for AdminService {
     async fn read_usage(&self, request: Request<v1::ReadUsageRequest>) -> Result<Response<v1::ReadUsageReply>, Status> {
         let (context, _) = self.open(&request)?;
         super::usage::read(&context, request.into_inner()).await.map(Response::new)
+    }
+
+    type LogSessionStream = super::dialogue::Lines;
+
+    async fn log_session(
+        &self,
+        request: Request<v1::LogSessionRequest>,
+    ) -> Result<Response<Self::LogSessionStream>, Status> {
+        let (context, _) = self.open(&request)?;
+        super::dialogue::listen(&context, request.into_inner()).map(Response::new)
     }
 
     async fn session_list(

@@ -281,6 +281,7 @@ impl Node {
 
         let failed_handshakes = Arc::new(FailedHandshakes::default());
         let open = Sessions::default();
+        let protocol_log = ProtocolLog::start(protocol_log_settings(&self.config, &dir), &member_scope);
         let usages = Usages::start(dir.join("usage"), still_there(raft.view()), &member_scope).await;
         let context = Arc::new(Context {
             raft: raft.clone(),
@@ -289,6 +290,8 @@ impl Node {
             dialer,
             data_key: data_key.clone(),
             failed_handshakes: Arc::clone(&failed_handshakes),
+            live: protocol_log.live(),
+            scope: member_scope.clone(),
             usages: usages.clone(),
             sessions: open.clone(),
             node_name: identity.name.clone(),
@@ -329,7 +332,7 @@ impl Node {
                 open,
                 usages,
                 counts,
-                protocol_log: ProtocolLog::start(protocol_log_settings(&self.config, &dir), &member_scope),
+                protocol_log,
             },
         );
         self.announce(&member_scope, &context, &identity);

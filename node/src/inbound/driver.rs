@@ -131,13 +131,13 @@ fn facts(opened: &Opened) -> Facts {
     }
 }
 
-/// Begins the transcript of a session whose connector wants one, with who it is and what it may.
+/// Begins the transcript of a session, for its connector's log and for whoever listens, with who it is and what it may.
 fn transcript(shared: &Shared, opened: &Opened) -> Option<Transcript> {
     let connector = &opened.connector;
     let level = match connector.protocol_logging(now_ms()) {
-        ProtocolLoggingLevel::None => return None,
-        ProtocolLoggingLevel::Errors => Level::Errors,
-        ProtocolLoggingLevel::Verbose => Level::Verbose,
+        ProtocolLoggingLevel::None => None,
+        ProtocolLoggingLevel::Errors => Some(Level::Errors),
+        ProtocolLoggingLevel::Verbose => Some(Level::Verbose),
     };
     let mut transcript = Transcript::begin(
         shared.options.protocol_log.clone(),
@@ -147,6 +147,9 @@ fn transcript(shared: &Shared, opened: &Opened) -> Option<Transcript> {
         opened.local,
         SocketAddr::new(opened.source, opened.source_port),
     );
+    if !transcript.is_wanted() {
+        return Some(transcript);
+    }
     let range = if opened.expired { format!("{} (expired)", opened.range) } else { opened.range.to_string() };
     let matched = format!("connector {}, range {range}, device {}", connector.name, opened.source);
     match &opened.front {
@@ -257,7 +260,6 @@ fn session_config(shared: &Shared, opened: &Opened, has_certificate: bool) -> Se
         connection_timeout: Duration::from_secs(c.connection_timeout_secs),
     };
     config.require_ehlo_domain = c.require_ehlo_domain;
-    config.transcript = c.protocol_logging(now_ms()) != ProtocolLoggingLevel::None;
     config.xclient = shared.options.xclient.trusted.iter().any(|peer| peer.contains(opened.source));
     config
 }
@@ -454,6 +456,7 @@ impl Driver<'_> {
         let mut replies = Vec::new();
         let mut shutdown_told = false;
         loop {
+            session.set_transcript(self.transcript.as_mut().is_some_and(Transcript::is_wanted));
             while let Some(action) = session.poll_action() {
                 if !self.is_quick(&action) || replies.len() >= OUTPUT_MAX {
                     self.write(session, stream, &mut replies).await;
@@ -642,12 +645,12 @@ impl Driver<'_> {
         self.counted = None;
         let Reopened { opened, counted } = reopen(self.shared, opened, said)?;
         self.certificate = server_tls(self.shared, connector_tls(&opened.connector));
-        let mut config = session_config(self.shared, &opened, self.certificate.is_some());
+        let config = session_config(self.shared, &opened, self.certificate.is_some());
         // The log goes on as it began, with the peer's connector, and says for whom from here.
-        config.transcript = self.transcript.is_some();
         if let Some(transcript) = &mut self.transcript {
             let matched =
                 format!("connector {}, range {}, device {}", opened.connector.name, opened.range, opened.source);
+            transcript.speaks_for(opened.source);
             transcript.note(&matched, "XCLIENT");
         }
         self.source = opened.source;

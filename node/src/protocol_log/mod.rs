@@ -1,6 +1,7 @@
-//! Dialogues with devices, written down as Exchange's protocol log or as JSON lines. Mail never waits for it: what the
-//! one writer cannot take in time is dropped and counted.
+//! Dialogues with devices, written down as Exchange's protocol log or as JSON lines, and told to whoever listens. Mail
+//! never waits for it: what the one writer, or a listener, cannot take in time is dropped and counted.
 
+mod live;
 mod record;
 mod transcript;
 mod writer;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter};
 
+pub use live::{Heard, Listener, Live};
 pub use record::{Event, Format, Record};
 pub use transcript::{Level, Transcript};
 
@@ -40,6 +42,7 @@ pub struct Settings {
 #[derive(Clone)]
 pub struct ProtocolLog {
     records: SyncSender<Record>,
+    live: Live,
 }
 
 impl ProtocolLog {
@@ -53,7 +56,13 @@ impl ProtocolLog {
         let (records, waiting) = sync_channel(WAITING_MAX);
         let ended = scope.clone();
         scope.spawn(async move { run_blocking(move || writer::run(settings, &waiting, || ended.is_ended())).await });
-        Self { records }
+        Self { records, live: Live::default() }
+    }
+
+    /// Who listens.
+    #[must_use]
+    pub fn live(&self) -> Live {
+        self.live.clone()
     }
 
     fn record(&self, record: Record) {

@@ -37,7 +37,9 @@ pub enum Event {
 }
 
 impl Event {
-    fn as_str(self) -> &'static str {
+    /// Exchange's sign for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Connect => "+",
             Self::Disconnect => "-",

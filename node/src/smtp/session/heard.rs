@@ -11,18 +11,23 @@ const MASK: &[u8] = b"*";
 impl Session {
     /// Tells the driver of a command line, if it wants to know.
     pub(super) fn tell_line(&mut self, line: &[u8]) {
-        if !self.config.transcript {
-            return;
+        // Remembered whoever listens: somebody may begin to after a login that failed.
+        let auth_seen = self.auth_seen;
+        self.auth_seen = auth_seen || names_auth(line);
+        if self.config.transcript {
+            self.act(Action::Heard(masked(line, auth_seen)));
         }
-        let shown = masked(line, self.auth_seen);
-        self.auth_seen |= names_auth(line);
-        self.act(Action::Heard(shown));
+    }
+
+    /// Whether the driver wants to know of the lines of the client from now on.
+    pub fn set_transcript(&mut self, wanted: bool) {
+        self.config.transcript = wanted;
     }
 
     /// Tells the driver of a line within an authentication, which is never shown.
     pub(super) fn tell_secret(&mut self) {
+        self.auth_seen = true;
         if self.config.transcript {
-            self.auth_seen = true;
             self.act(Action::Heard(MASK.to_vec()));
         }
     }
