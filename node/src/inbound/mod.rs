@@ -11,6 +11,7 @@ mod listener;
 mod login;
 mod mechanisms;
 mod metrics_names;
+mod opening;
 mod policy;
 mod prefixed;
 mod recorder;
