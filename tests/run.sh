@@ -26,7 +26,7 @@ install_test_clients() {
 step "tools"
 install_build_tools
 install_packages curl swaks msmtp s-nail python3 python3-venv procps openssl python3-aiosmtpd \
-    strace iproute2 nftables util-linux e2fsprogs keepalived haproxy nginx libnginx-mod-stream \
+    strace eatmydata iproute2 nftables util-linux e2fsprogs keepalived haproxy nginx libnginx-mod-stream \
     libnet-ssleay-perl libio-socket-ssl-perl libauthen-sasl-perl
 install_test_clients
 set_build_environment

@@ -97,18 +97,7 @@ impl Proc {
 
     /// SIGSTOP has stopped every thread when this returns: one that still ran could greet a device.
     pub fn signal(&self, signal: Signal) {
-        kill_process(self.pid(), signal).unwrap();
-        if signal == Signal::STOP {
-            until(Duration::from_secs(10), "every thread is stopped", || self.is_stopped().then_some(()));
-        }
-    }
-
-    /// Whether all threads are in state T (proc(5)).
-    fn is_stopped(&self) -> bool {
-        let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return true };
-        threads
-            .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok())
-            .all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 'Z', 'X'])))
+        if signal == Signal::STOP { stop(self.pid()) } else { kill_process(self.pid(), signal).unwrap() }
     }
 
     /// SIGKILL, and wait until it is gone.
@@ -129,6 +118,20 @@ impl Proc {
     pub fn log_text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
+}
+
+/// Stops every thread of a process.
+pub fn stop(pid: Pid) {
+    kill_process(pid, Signal::STOP).unwrap();
+    until(Duration::from_secs(10), "every thread is stopped", || is_stopped(pid).then_some(()));
+}
+
+/// Whether all threads are in state T (proc(5)).
+fn is_stopped(pid: Pid) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())) else { return true };
+    threads
+        .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("stat")).ok())
+        .all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 'Z', 'X'])))
 }
 
 impl Drop for Proc {
@@ -216,6 +219,8 @@ pub struct NodeAddresses {
     pub submissions: SocketAddr,
     /// The network namespace it runs in, when it is not the test's own.
     pub netns: Option<String>,
+    /// A library that is loaded before all others at its next start: how a test breaks what it wants to see noticed.
+    pub preload: Option<PathBuf>,
 }
 
 /// Where one process of a cluster runs.
@@ -499,6 +504,7 @@ fn node_files(root: &Path, name: &str, place: Place, stage: &Stage<'_>) -> NodeA
         submission: at(free_port()),
         submissions: at(free_port()),
         netns: place.netns,
+        preload: None,
     };
     let (cluster, extra) = (stage.cluster_lines, stage.node_lines);
     let agent = stage.agent_port.map_or_else(String::new, |port| format!("agent = \"{}\"\n", at(port)));
@@ -547,5 +553,10 @@ pub fn front_files(
 fn start_node(root: &Path, node: &NodeAddresses) -> Proc {
     let config = node.dir.join("node.toml");
     let args = ["node".to_owned(), "--config".to_owned(), config.display().to_string()];
-    Proc::start_in(node.netns.as_deref(), &node.name, root, &binary("posthouse"), &args)
+    let (program, netns) = (binary("posthouse"), node.netns.as_deref());
+    let Some(library) = &node.preload else { return Proc::start_in(netns, &node.name, root, &program, &args) };
+    // env becomes the program: same process id.
+    let before = [format!("LD_PRELOAD={}", library.display()), program.display().to_string()];
+    let args: Vec<String> = before.into_iter().chain(args).collect();
+    Proc::start_in(netns, &node.name, root, Path::new("env"), &args)
 }

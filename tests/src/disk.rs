@@ -14,7 +14,7 @@ pub struct Disk {
 }
 
 /// Every directory of ours is called `posthouse-disk-PID-…`.
-const PREFIX: &str = "posthouse-disk-";
+pub(crate) const PREFIX: &str = "posthouse-disk-";
 
 impl Disk {
     /// A disk of so many MiB. Forget it after whoever writes to it.
@@ -48,12 +48,7 @@ impl Disk {
 
     /// Fills it to the last block; answers the file that does.
     pub fn fill(&self) -> PathBuf {
-        let path = self.path().join("filler");
-        let found = rustix::fs::statvfs(self.path()).unwrap();
-        let free = (found.f_bavail * found.f_frsize).to_string();
-        // Allocated, not written: a disk is full at once.
-        let _ = Command::new("fallocate").args(["-l", &free]).arg(&path).stderr(Stdio::null()).status();
-        path
+        fill(&self.path())
     }
 
     /// Every write and sync hangs from now on, until it is thawed.
@@ -68,10 +63,7 @@ impl Disk {
 
     /// The kernel finds an error in it, and mounts it read-only, as it does with a disk that goes bad.
     pub fn fail(&self) {
-        let path = self.path().display().to_string();
-        let device = run("findmnt", &["--noheadings", "--output", "SOURCE", &path]);
-        let device = Path::new(device.trim()).file_name().unwrap().to_string_lossy().into_owned();
-        std::fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "the test says so").unwrap();
+        fail(&self.path());
     }
 
     /// Checked and mounted anew. Nobody may be using it.
@@ -83,26 +75,45 @@ impl Disk {
     }
 }
 
+/// Fills a file system of the test's own; answers the file that does.
+pub(crate) fn fill(mount: &Path) -> PathBuf {
+    let path = mount.join("filler");
+    let found = rustix::fs::statvfs(mount).unwrap();
+    let free = (found.f_bavail * found.f_frsize).to_string();
+    // Allocated, not written: a disk is full at once.
+    let _ = Command::new("fallocate").args(["-l", &free]).arg(&path).stderr(Stdio::null()).status();
+    path
+}
+
+/// Makes the kernel find an error in an ext4 of the test's own.
+pub(crate) fn fail(mount: &Path) {
+    let device = run("findmnt", &["--noheadings", "--output", "SOURCE", &mount.display().to_string()]);
+    let device = Path::new(device.trim()).file_name().unwrap().to_string_lossy().into_owned();
+    std::fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "the test says so").unwrap();
+}
+
 impl Drop for Disk {
     fn drop(&mut self) {
         unmount(&self.path());
     }
 }
 
-fn unmount(path: &Path) {
+pub(crate) fn unmount(path: &Path) {
     // One that a failed test left frozen cannot be let go of.
     let _ = Command::new("fsfreeze").arg("--unfreeze").arg(path).stderr(Stdio::null()).status();
     let _ = Command::new("umount").arg("--lazy").arg(path).stderr(Stdio::null()).status();
 }
 
 /// Removes the disks of test processes that are gone.
-fn remove_leftovers() {
+pub(crate) fn remove_leftovers() {
     let Ok(entries) = std::fs::read_dir(std::env::temp_dir()) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
         if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             unmount(&entry.path().join("mount"));
+            // What a disk of `power` lies on.
+            unmount(&entry.path().join("platter"));
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
