@@ -178,7 +178,9 @@ impl Load<'_> {
         if reply.starts_with(wanted) {
             return Ok(());
         }
-        *lock(&self.book.refused).entry(reply.clone()).or_default() += 1;
+        // Without the name of the session that some replies end with.
+        let known = reply.split(" [").next().unwrap_or_default().to_owned();
+        *lock(&self.book.refused).entry(known).or_default() += 1;
         Err(std::io::Error::other(reply))
     }
 
