@@ -10,6 +10,7 @@ use rocksdb::WriteBatch;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::mark::Mark;
 use super::record::{Held, Redirect, cut};
 use super::round::Round;
 use super::store::Store;
@@ -111,10 +112,11 @@ pub(super) struct Committer {
 
 impl Committer {
     /// Starts the writer of `store`.
-    pub(super) fn start(store: Arc<Store>, ids: Arc<super::id::IdSource>) -> std::io::Result<Self> {
+    pub(super) fn start(store: Arc<Store>, ids: Arc<super::id::IdSource>, mark: Mark) -> std::io::Result<Self> {
         let (changes, waiting) = mpsc::channel(WAITING_MAX);
-        let thread =
-            std::thread::Builder::new().name("spool-commit".to_owned()).spawn(move || run(&store, &ids, waiting))?;
+        let thread = std::thread::Builder::new()
+            .name("spool-commit".to_owned())
+            .spawn(move || run(&store, &ids, waiting, mark))?;
         Ok(Self { changes: Some(changes), thread: Mutex::new(Some(thread)) })
     }
 
@@ -160,7 +162,7 @@ pub(super) fn apply(record: &mut Record, outcomes: Vec<RecipientOutcome>) -> Vec
 }
 
 /// Writes until every owner is gone or a close is asked for. Blocking; has a thread of its own.
-fn run(store: &Arc<Store>, ids: &super::id::IdSource, mut changes: mpsc::Receiver<Change>) {
+fn run(store: &Arc<Store>, ids: &super::id::IdSource, mut changes: mpsc::Receiver<Change>, mut mark: Mark) {
     let mut sequence = 0;
     while let Some(first) = changes.blocking_recv() {
         let mut waiting = vec![first];
@@ -179,7 +181,10 @@ fn run(store: &Arc<Store>, ids: &super::id::IdSource, mut changes: mpsc::Receive
             }
         }
         round.add_forgotten(std::mem::take(&mut *store.forgotten.lock().unwrap_or_else(PoisonError::into_inner)));
-        write_round(store, round);
+        write_round(store, round, &mut mark);
+        if let Err(error) = mark.sync_if_due() {
+            store.fail(&error.to_string());
+        }
         if !closing.is_empty() {
             // Later changes find the channel closed; those already in it are answered by being dropped.
             for done in closing {
@@ -190,10 +195,17 @@ fn run(store: &Arc<Store>, ids: &super::id::IdSource, mut changes: mpsc::Receive
     }
 }
 
-fn write_round(store: &Store, round: Round<'_>) {
+fn write_round(store: &Store, round: Round<'_>, mark: &mut Mark) {
     let Round { batch, sync, answers, arrivals, tally, .. } = round;
     let started = Instant::now();
+    // Each change of a batch is one write, and a sync confirms everything before it as well. Upkeep may write beside
+    // this without a sync: what it adds after the batch is not counted.
+    let confirmed = store.db.latest_sequence_number() + batch.len() as u64;
     let written = if batch.is_empty() { Ok(()) } else { store.write(batch, sync) };
+    let written = written.and_then(|()| match sync {
+        true => mark.confirm(confirmed).map_err(|error| store.fail(&error.to_string())),
+        false => Ok(()),
+    });
     match written {
         Ok(()) => {
             if sync {

@@ -7,9 +7,12 @@
 
 mod append;
 mod committer;
+#[cfg(test)]
+mod damage_tests;
 mod export;
 mod id;
 mod large;
+mod mark;
 mod reader;
 mod record;
 mod recover;
@@ -205,10 +208,14 @@ impl Spool {
         limits: TraceLimits,
         scope: &Scope,
     ) -> Result<(Self, RecoveryReport), SpoolError> {
+        mark::check_manifest(dir)?;
+        let kept_logs = mark::KeptLogs::link(dir);
         let store = Arc::new(Store::open(dir, node_id, node_name)?);
+        let mark = mark::Mark::open(dir, store.db.latest_sequence_number())?;
+        kept_logs.forget();
         let (report, newest) = recover::recover(&store)?;
         let ids = Arc::new(id::IdSource::new(node_id, newest));
-        let committer = Committer::start(Arc::clone(&store), Arc::clone(&ids))
+        let committer = Committer::start(Arc::clone(&store), Arc::clone(&ids), mark)
             .map_err(|error| SpoolError::Open { dir: dir.to_owned(), reason: error.to_string() })?;
         scope.spawn_until_ended(upkeep::run(Arc::downgrade(&store), limits));
         Ok((Self { store, ids, committer: Arc::new(committer), newest_at_start: newest }, report))

@@ -35,7 +35,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-async fn open(dir: &Path) -> (Spool, RecoveryReport) {
+pub(super) async fn open(dir: &Path) -> (Spool, RecoveryReport) {
     let dir = dir.to_owned();
     // The committer of a dropped spool may need a moment to let go of the lock.
     for _ in 0..200 {
@@ -52,7 +52,7 @@ async fn verified(spool: &Spool) -> VerifyReport {
     spool.verify().await.unwrap()
 }
 
-async fn store_letter(spool: &Spool, bytes: &[u8], recipients: &[&str]) -> MessageId {
+pub(super) async fn store_letter(spool: &Spool, bytes: &[u8], recipients: &[&str]) -> MessageId {
     let mut append = spool.begin();
     let id = append.id();
     for piece in bytes.chunks(10_000) {
@@ -62,7 +62,7 @@ async fn store_letter(spool: &Spool, bytes: &[u8], recipients: &[&str]) -> Messa
     id
 }
 
-async fn read(spool: &Spool, id: MessageId) -> Result<Vec<u8>, SpoolError> {
+pub(super) async fn read(spool: &Spool, id: MessageId) -> Result<Vec<u8>, SpoolError> {
     let mut letter = spool.open_letter(id).await?.unwrap();
     let mut bytes = Vec::new();
     while let Some(piece) = letter.body.next_chunk().await? {
@@ -71,18 +71,20 @@ async fn read(spool: &Spool, id: MessageId) -> Result<Vec<u8>, SpoolError> {
     Ok(bytes)
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+pub(super) fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
+    // The mark first: it may be older than what it speaks of, as after a power cut, and never newer.
+    let _ = std::fs::copy(from.join(mark::FILE), to.join(mark::FILE));
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
-        if entry.file_name() != "LOCK" {
+        if entry.file_name() != "LOCK" && entry.file_name() != mark::FILE {
             // A file that RocksDB removed meanwhile is one that it no longer needs.
             let _ = std::fs::copy(entry.path(), to.join(entry.file_name()));
         }
     }
 }
 
-fn outcome(index: usize, state: RecipientState) -> RecipientOutcome {
+pub(super) fn outcome(index: usize, state: RecipientState) -> RecipientOutcome {
     RecipientOutcome {
         index,
         state,
@@ -92,7 +94,7 @@ fn outcome(index: usize, state: RecipientState) -> RecipientOutcome {
     }
 }
 
-fn update(id: MessageId, outcomes: Vec<RecipientOutcome>) -> Update {
+pub(super) fn update(id: MessageId, outcomes: Vec<RecipientOutcome>) -> Update {
     let event = TraceEvent { at_ms: NOW, event: TraceKind::Attempt, ..TraceEvent::default() };
     Update { id, at_ms: NOW, outcomes, events: vec![event], reports: Vec::new() }
 }
