@@ -29,6 +29,39 @@ fn letter(dialog: &mut Dialog, id: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// What a login with a wrong password is told.
+fn guess(source: &str, target: std::net::SocketAddr, tries: usize) -> Vec<String> {
+    let mut dialog = open(source, target).expect("a session");
+    // "\0nobody@corp.example\0wrong"
+    let line = "AUTH PLAIN AG5vYm9keUBjb3JwLmV4YW1wbGUAd3Jvbmc=";
+    (0..tries).map(|_| dialog.command(line).unwrap_or_else(|error| error.to_string())).collect()
+}
+
+#[test]
+fn an_address_that_guesses_passwords_is_put_off_by_every_node() {
+    let cluster = TestCluster::start();
+    cluster.wait_healthy();
+    let create = "connector create guessed --from 127.0.51.0/24 --auth-mechanism tls,basic_auth --permission-groups \
+                  exchange_users --auth-tarpit-interval 0s --max-logon-failures 0 --max-protocol-errors 0";
+    cluster.ctl.ok(&create.split_ascii_whitespace().collect::<Vec<_>>());
+    // 34 on each node; none of them sees a hundred by itself.
+    for node in &cluster.nodes {
+        let told = guess("127.0.51.1", node.smtp, 34);
+        assert!(told.iter().filter(|reply| reply.starts_with("535 5.7.3")).count() >= 30, "{told:?}");
+    }
+    for node in &cluster.nodes {
+        until(Duration::from_secs(5), "the node puts the address off", || {
+            guess("127.0.51.1", node.smtp, 1)[0].starts_with("454 4.7.0").then_some(())
+        });
+        assert!(guess("127.0.51.2", node.smtp, 1)[0].starts_with("535 5.7.3"), "another address answers for itself");
+        let page = http_get(node.http, "/metrics").1;
+        let counted = |words: &[&str]| page.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(counted(&["posthouse_inbound_auth_total", "put_off"]), "{page}");
+        let refused = ["posthouse_inbound_rejections_total", "guessed", "\"535\"", "\"5.7.3\""];
+        assert!(counted(&refused), "{page}");
+    }
+}
+
 #[test]
 fn a_rate_and_a_number_of_connections_hold_for_the_whole_cluster() {
     let cluster = TestCluster::start();

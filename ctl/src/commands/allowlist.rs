@@ -72,7 +72,8 @@ pub(crate) struct AddArgs {
     /// Where it was asked for
     #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
     ticket: String,
-    /// Until when: from then on it matches and grants nothing
+    /// For how long: from then on it matches and grants nothing (0s: for ever). A range that is listed already keeps
+    /// what is not given
     #[arg(long, value_name = "TIME", value_parser = parse::duration)]
     expires: Option<Duration>,
     /// Override the open-relay guard, on record (needs --reason)

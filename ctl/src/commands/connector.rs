@@ -330,7 +330,8 @@ fn relay_word(connector: &Connector) -> &str {
 }
 
 pub(super) fn auth_word(connector: &Connector) -> &'static str {
-    if !has(values(&connector.auth_mechanism), "basic_auth") {
+    let ways = ["basic_auth", "scram_sha_256", "client_certificate"];
+    if !ways.iter().any(|way| has(values(&connector.auth_mechanism), way)) {
         return "-";
     }
     if connector.relay == "none" { "required" } else { "optional" }

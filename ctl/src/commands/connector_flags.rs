@@ -183,7 +183,7 @@ pub(crate) struct ConnectorFlags {
     /// Refuse letters with a bare CR or LF; off: they are repaired
     #[arg(long, value_name = "BOOL", value_parser = parse::boolean)]
     bare_linefeed_rejection_enabled: Option<bool>,
-    /// Habits of old devices to put up with: space_after_colon, helo_without_domain, inline_auth_login_user,
+    /// Habits of old devices to put up with: space_after_colon, helo_without_domain,
     /// repair_line_endings; empty: none
     #[arg(long, value_name = "WORD", value_delimiter = ',')]
     leniencies: Option<Vec<String>>,

@@ -19,7 +19,7 @@ use crate::raft::{LocalFacts, RaftHandle};
 use crate::sessions::Sessions;
 use crate::shutdown::Scope;
 use crate::spool::Spool;
-use crate::state::{AllowlistEntry, Change, Command, Outcome, StateView, apply};
+use crate::state::{AllowlistEntry, Change, Command, NEVER_MS, Outcome, StateView, apply};
 use crate::tls::{Dialer, FailedHandshakes};
 use crate::usage::Usages;
 
@@ -302,9 +302,10 @@ impl Admin for AdminService {
             return Err(invalid("PH-ALLOW-003", "no range was named", "there is nothing to add", "name at least one"));
         }
         let now_ms = now_ms();
-        let expires_at_ms = request
-            .expires_in_secs
-            .map(|secs| now_ms.saturating_add(i64::try_from(secs).unwrap_or(i64::MAX).saturating_mul(1000)));
+        let expires_at_ms = request.expires_in_secs.map(|secs| match secs {
+            0 => NEVER_MS,
+            secs => now_ms.saturating_add(i64::try_from(secs).unwrap_or(i64::MAX).saturating_mul(1000)),
+        });
         let entries = ranges
             .into_iter()
             .map(|range| AllowlistEntry {

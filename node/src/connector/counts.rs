@@ -25,6 +25,11 @@ const FORGOTTEN_MS: u64 = 70_000;
 /// How long a count that fell to nothing is still told.
 const TOMBSTONE_MS: u64 = 10_000;
 
+/// Failed logins of one address in a minute, over all nodes and connectors; at this many its logins are put off. A device
+/// with an old password tries a few times a minute; who tries this often guesses. Beyond `max_logon_failures`, which ends
+/// one session, and the tarpit, which slows it down.
+pub const FAILED_LOGINS_MAX: u32 = 100;
+
 /// What is counted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CountKey {
@@ -44,6 +49,11 @@ pub enum CountKey {
     LettersOfAddress {
         /// Its name.
         connector: String,
+        /// The device.
+        source: IpAddr,
+    },
+    /// Failed logins of one address.
+    FailedLogins {
         /// The device.
         source: IpAddr,
     },
@@ -167,6 +177,22 @@ impl ClusterCounts {
             self.put(key, own);
         }
         Ok(())
+    }
+
+    /// Counts a failed login.
+    pub fn failed_login(&mut self, source: IpAddr, now_ms: u64) {
+        let key = CountKey::FailedLogins { source: canonical_ip(source) };
+        let mut own = self.take(&key, CountValue::Letters(Window::default()), now_ms);
+        if let CountValue::Letters(window) = &mut own.value {
+            window.add(now_ms);
+        }
+        self.put(key, own);
+    }
+
+    /// Whether an address may try to log in: not while [`FAILED_LOGINS_MAX`] attempts of the last minute failed.
+    #[must_use]
+    pub fn may_log_in(&self, source: IpAddr, now_ms: u64) -> bool {
+        self.sum(&CountKey::FailedLogins { source: canonical_ip(source) }, now_ms) < FAILED_LOGINS_MAX
     }
 
     /// The count of the whole cluster, as far as this node knows it.

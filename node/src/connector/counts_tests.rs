@@ -83,6 +83,22 @@ fn sessions_of_all_nodes_count_and_a_silent_node_counts_no_longer() {
 }
 
 #[test]
+fn failed_logins_of_an_address_count_on_every_node_and_are_forgotten_after_a_minute() {
+    let mut nodes = Nodes::new(3);
+    for at in 0..FAILED_LOGINS_MAX - 1 {
+        nodes.nodes[at as usize % 3].failed_login(ip("10.0.0.1"), 0);
+    }
+    nodes.exchange(10);
+    assert!(nodes.nodes.iter().all(|node| node.may_log_in(ip("10.0.0.1"), 20)));
+    nodes.nodes[0].failed_login(ip("::ffff:10.0.0.1"), 30);
+    assert!(!nodes.nodes[0].may_log_in(ip("10.0.0.1"), 40));
+    nodes.exchange(50);
+    assert!(nodes.nodes.iter().all(|node| !node.may_log_in(ip("10.0.0.1"), 60)));
+    assert!(nodes.nodes.iter().all(|node| node.may_log_in(ip("10.0.0.2"), 60)), "an address answers for itself");
+    assert!(nodes.nodes.iter().all(|node| node.may_log_in(ip("10.0.0.1"), 70_000)), "a minute later");
+}
+
+#[test]
 fn a_rate_counts_by_address_by_user_or_both() {
     let mut counts = ClusterCounts::default();
     let by_user = connector(2, MessageRateSource::User);

@@ -496,6 +496,8 @@ mod tests {
             vec![AuthMechanism::Tls],
             vec![AuthMechanism::Tls, AuthMechanism::BasicAuth],
             vec![AuthMechanism::Tls, AuthMechanism::BasicAuth, AuthMechanism::BasicAuthRequireTls],
+            vec![AuthMechanism::Tls, AuthMechanism::ScramSha256],
+            vec![AuthMechanism::Tls, AuthMechanism::ClientCertificate],
         ]);
         let range = (
             prop::sample::select(vec!["10.0.0.0/8", "10.0.0.0/24", "10.0.0.7", "0.0.0.0/0"]),

@@ -27,7 +27,7 @@ mod table;
 mod window;
 
 pub use conflict::{RangeConflict, conflict};
-pub use counts::{ClusterCounts, CountKey, CountValue, Report};
+pub use counts::{ClusterCounts, CountKey, CountValue, FAILED_LOGINS_MAX, Report};
 pub use explain::{Explanation, Query, Step, explain};
 pub use guard::{GuardRefusal, RELAY_ADDRESSES_MAX, check as open_relay_guard};
 pub use limits::LimitRefusal;

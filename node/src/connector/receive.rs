@@ -13,6 +13,7 @@ use super::range::canonical_ip;
 use super::recipient_domain::RecipientDomainPattern;
 use super::rights::{AuthMechanism, GrantedRight, PermissionGroup, Principal, Right, effective_rights};
 use super::switches::{Leniency, MessageRateSource, ProtocolLoggingLevel};
+use crate::mail::{Domain, Mailbox};
 
 /// Exchange's 36 MB: about 25 MB of payload after base64.
 const MAX_MESSAGE_SIZE_DEFAULT: u64 = 36 * 1024 * 1024;
@@ -369,11 +370,38 @@ impl ReceiveConnector {
         self.auth_mechanism.contains(&AuthMechanism::Tls)
     }
 
-    /// Whether `AUTH` is offered on a connection that is (`tls`) or is not encrypted.
+    /// Who reads what is sent to `postmaster` without a domain (RFC 5321 §4.5.1), where this connector says so.
+    #[must_use]
+    pub fn default_postmaster(&self) -> Option<Mailbox> {
+        let domain = Domain::parse(self.default_domain.as_deref()?).ok()?;
+        Mailbox::try_new("postmaster", domain).ok()
+    }
+
+    /// Whether passwords are taken on a connection that is (`tls`) or is not encrypted. Where TLS is required, none has
+    /// any business before it.
+    #[must_use]
+    pub fn takes_passwords(&self, tls: bool) -> bool {
+        let in_clear = !self.require_tls && !self.auth_mechanism.contains(&AuthMechanism::BasicAuthRequireTls);
+        self.auth_mechanism.contains(&AuthMechanism::BasicAuth) && (tls || in_clear)
+    }
+
+    /// Whether SCRAM is offered on such a connection: before TLS only where passwords are taken, so that a connector
+    /// which does not take them teaches no device to try.
+    #[must_use]
+    pub fn offers_scram(&self, tls: bool) -> bool {
+        self.auth_mechanism.contains(&AuthMechanism::ScramSha256) && (tls || self.takes_passwords(false))
+    }
+
+    /// Whether a device may log in with a certificate of its own, which it shows in TLS.
+    #[must_use]
+    pub fn offers_client_certificate(&self, tls: bool) -> bool {
+        tls && self.auth_mechanism.contains(&AuthMechanism::ClientCertificate)
+    }
+
+    /// Whether any way to log in is offered on such a connection.
     #[must_use]
     pub fn offers_auth(&self, tls: bool) -> bool {
-        self.auth_mechanism.contains(&AuthMechanism::BasicAuth)
-            && (tls || !self.auth_mechanism.contains(&AuthMechanism::BasicAuthRequireTls))
+        self.takes_passwords(tls) || self.offers_scram(tls) || self.offers_client_certificate(tls)
     }
 
     /// How much of a session is written down at `now_ms`: all of it until `protocol_logging_until_ms`, then what the

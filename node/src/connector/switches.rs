@@ -55,8 +55,6 @@ pub enum Leniency {
     SpaceAfterColon,
     /// `HELO` without a domain (RFC 5321 §4.1.1.1 demands one).
     HeloWithoutDomain,
-    /// `AUTH LOGIN dXNlcg==`: the user name as an initial response, as old Outlook and many devices do.
-    InlineAuthLoginUser,
     /// Bare CR and bare LF in mail data become CRLF instead of refusing the letter. The end of mail data is
     /// `CRLF . CRLF` all the same: a repaired line never ends a letter (hostile peers use exactly that).
     RepairLineEndings,
@@ -65,7 +63,6 @@ pub enum Leniency {
 words!(Leniency, "a leniency", "", {
     SpaceAfterColon => "space_after_colon",
     HeloWithoutDomain => "helo_without_domain",
-    InlineAuthLoginUser => "inline_auth_login_user",
     RepairLineEndings => "repair_line_endings",
 });
 

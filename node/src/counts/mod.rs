@@ -80,6 +80,19 @@ impl Counts {
         self.lock().letter(connector, source, user, now_ms)
     }
 
+    /// Counts a failed login.
+    pub fn failed_login(&self, source: IpAddr) {
+        let now_ms = self.now_ms();
+        self.lock().failed_login(source, now_ms);
+    }
+
+    /// Whether an address may try to log in, for all that failed from there in the last minute.
+    #[must_use]
+    pub fn may_log_in(&self, source: IpAddr) -> bool {
+        let now_ms = self.now_ms();
+        self.lock().may_log_in(source, now_ms)
+    }
+
     fn lock(&self) -> MutexGuard<'_, ClusterCounts> {
         self.shared.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }

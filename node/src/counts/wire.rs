@@ -20,6 +20,7 @@ pub(super) fn to_wire(key: &CountKey, value: CountValue, now_ms: u64) -> pb::Cou
         CountKey::Source { connector, source } => ("source", connector, source.to_string()),
         CountKey::LettersOfAddress { connector, source } => ("letters_of_address", connector, source.to_string()),
         CountKey::LettersOfUser { connector, user } => ("letters_of_user", connector, user.clone()),
+        CountKey::FailedLogins { source } => ("failed_logins", &String::new(), source.to_string()),
     };
     let (open, letters) = match value {
         CountValue::Open(open) => (open, Vec::new()),
@@ -49,6 +50,10 @@ pub(super) fn from_wire(entry: pb::CountEntry, now_ms: u64) -> Result<(CountKey,
             let source = address(&subject)?;
             Ok((CountKey::LettersOfAddress { connector, source }, letters))
         }
+        "failed_logins" => {
+            let source = address(&subject)?;
+            Ok((CountKey::FailedLogins { source }, letters))
+        }
         "letters_of_user" => Ok((CountKey::LettersOfUser { connector, user: subject }, letters)),
         _ => Err(BadEntry("the kind is unknown")),
     }
@@ -71,6 +76,7 @@ mod tests {
             (CountKey::Source { connector: "in".into(), source }, CountValue::Open(0)),
             (CountKey::LettersOfAddress { connector: "in".into(), source }, CountValue::Letters(window)),
             (CountKey::LettersOfUser { connector: "in".into(), user: "a@b".into() }, CountValue::Letters(window)),
+            (CountKey::FailedLogins { source }, CountValue::Letters(window)),
         ] {
             let (heard, told) = from_wire(to_wire(&key, value, 13_000), 13_000).unwrap();
             assert_eq!(heard, key);

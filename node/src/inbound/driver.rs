@@ -16,7 +16,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::header::{self, Introduced};
 use super::login::Scram;
-use super::metrics_names::{ACCEPTED, HANDSHAKES, REJECTIONS, STRIPPED, XCLIENTS, count_limit};
+use super::metrics_names::{ACCEPTED, HANDSHAKES, STRIPPED, XCLIENTS, count_limit, count_refusals};
 use super::opening::{connector_tls, facts, server_tls, session_config, transcript};
 use super::policy::{self, Now, Standing};
 use super::prefixed::Prefixed;
@@ -355,6 +355,9 @@ impl Driver<'_> {
                 }
                 match action {
                     Action::Send(bytes) => {
+                        if let Some(opened) = &self.opened {
+                            count_refusals(&opened.connector.name, &bytes);
+                        }
                         replies.extend_from_slice(&bytes);
                         session.give_back(bytes);
                     }
@@ -564,7 +567,6 @@ impl Driver<'_> {
         };
         self.seen(standing.user);
         if let Some(shortage) = self.shared.shortage() {
-            counter!(REJECTIONS, "connector" => connector.name.clone(), "code" => "452").increment(1);
             tracing::warn!(
                 session.id = %self.session_id,
                 source.addr = %self.source,
@@ -608,8 +610,6 @@ impl Driver<'_> {
         match decision.verdict {
             connector::Verdict::Permit => Verdict::Permit,
             connector::Verdict::Deny(reply) => {
-                let code = reply.code.0.to_string();
-                counter!(REJECTIONS, "connector" => connector.name.clone(), "code" => code).increment(1);
                 tracing::debug!(
                     session.id = %self.session_id,
                     source.addr = %self.source,
@@ -633,7 +633,11 @@ impl Driver<'_> {
         }
     }
 
-    fn begin(&mut self, envelope: Envelope) -> Result<(), Reply> {
+    fn begin(&mut self, mut envelope: Envelope) -> Result<(), Reply> {
+        if let Some(postmaster) = self.opened.as_ref().and_then(|opened| opened.connector.default_postmaster()) {
+            let bare = envelope.recipients.iter_mut().filter(|to| matches!(to.path, ForwardPath::Postmaster));
+            bare.for_each(|recipient| recipient.path = ForwardPath::Mailbox(postmaster.clone()));
+        }
         if let Some(reason) = self.shared.options.spool.failing() {
             tracing::error!(session.id = %self.session_id, %reason, "letter refused: the spool has failed");
             return Err(reply::insufficient_system_resources());

@@ -14,7 +14,7 @@ use crate::smtp::{Leniencies, Leniency};
 /// Devices that are told apart; further ones are counted in the metric alone.
 const DEVICES_MAX: usize = 4096;
 
-/// What a connector forgives in the protocol. The inline user of `AUTH LOGIN` is the exchange's to read.
+/// What a connector forgives in the protocol.
 pub(super) fn of(connector: &ReceiveConnector) -> Leniencies {
     let forgives = |leniency: &Leniency| match leniency {
         Leniency::SpaceAfterColon => connector.leniencies.contains(&connector::Leniency::SpaceAfterColon),

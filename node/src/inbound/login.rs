@@ -8,7 +8,6 @@ use rustls::pki_types::CertificateDer;
 
 use super::authenticate::Login;
 use super::driver::Driver;
-use super::mechanisms::offers_client_certificate;
 use super::metrics_names::AUTH;
 use super::policy::{self, Standing};
 use crate::clock::now_ms;
@@ -31,6 +30,9 @@ impl Driver<'_> {
     /// Checks a name and password.
     pub(super) async fn check_auth(&mut self, tls: bool, user: &str, password: &Password) -> AuthOutcome {
         let Some(opened) = &self.opened else { return AuthOutcome::Refused };
+        if !self.may_log_in() {
+            return AuthOutcome::Unavailable;
+        }
         let view = self.shared.view();
         let login = self
             .shared
@@ -58,6 +60,9 @@ impl Driver<'_> {
         first: bool,
         message: &Password,
     ) -> AuthOutcome {
+        if first && !self.may_log_in() {
+            return AuthOutcome::Unavailable;
+        }
         let scram = self.scram.take().filter(|_| !first);
         let step = match (mechanism, scram) {
             (Mechanism::External, _) => self.external(tls, message.expose()),
@@ -129,7 +134,7 @@ impl Driver<'_> {
 
     /// The credential that the client's certificate stands for, if it may be used here: exactly one must know it.
     pub(super) fn user_of_certificate(&self, chain: Option<&[CertificateDer<'_>]>) -> Option<String> {
-        let opened = self.opened.as_ref().filter(|opened| offers_client_certificate(&opened.connector))?;
+        let opened = self.opened.as_ref().filter(|opened| opened.connector.offers_client_certificate(true))?;
         let (view, now_ms) = (self.shared.view(), now_ms());
         let shown = judge_client_certificate(chain?, &view.state.settings.client_ca_pem, now_ms)?;
         let mut known = view
@@ -207,10 +212,21 @@ impl Driver<'_> {
         Err("the connector takes no mail from credentials")
     }
 
+    /// Whether the device may try: who fails all the time, on whichever node, is put off before anything is checked.
+    fn may_log_in(&self) -> bool {
+        if self.shared.options.counts.may_log_in(self.source) {
+            return true;
+        }
+        counter!(AUTH, "result" => "put_off").increment(1);
+        tracing::debug!(session.id = %self.session_id, source.addr = %self.source, "login put off: too many failed");
+        false
+    }
+
     /// Counts a failure and holds its answer back.
     async fn refuse_login(&mut self, cause: &'static str) -> AuthOutcome {
         counter!(AUTH, "result" => "refused").increment(1);
         let Some(opened) = &self.opened else { return AuthOutcome::Refused };
+        self.shared.options.counts.failed_login(self.source);
         tracing::debug!(
             session.id = %self.session_id,
             source.addr = %self.source,

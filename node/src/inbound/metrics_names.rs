@@ -10,7 +10,7 @@ pub(super) const SESSIONS: &str = "posthouse_inbound_sessions";
 pub(super) const CONNECTIONS: &str = "posthouse_inbound_connections_total";
 /// Letters acknowledged, by connector.
 pub(super) const ACCEPTED: &str = "posthouse_inbound_messages_accepted_total";
-/// Refusals of a command, by connector and reply code.
+/// Refusals of whatever kind, by connector, reply code and reason.
 pub(super) const REJECTIONS: &str = "posthouse_inbound_rejections_total";
 /// What a limit refused, by connector and limit.
 pub(super) const LIMITS: &str = "posthouse_inbound_limit_refusals_total";
@@ -33,13 +33,13 @@ pub fn describe() {
     gauge!(SESSIONS).set(0.0);
     describe_counter!(CONNECTIONS, "Connections from devices, by connector and result.");
     describe_counter!(ACCEPTED, "Letters acknowledged, by connector.");
-    describe_counter!(REJECTIONS, "Commands refused, by connector and reply code.");
+    describe_counter!(REJECTIONS, "Refusals, by connector, reply code and enhanced status code.");
     describe_counter!(LIMITS, "Connections and letters that a limit refused, by connector and limit.");
     for reason in LimitRefusal::REASONS {
         counter!(LIMITS, "connector" => "", "reason" => reason).absolute(0);
     }
     describe_counter!(AUTH, "Logins, by result.");
-    for result in ["verified", "refused", "busy"] {
+    for result in ["verified", "refused", "busy", "put_off"] {
         counter!(AUTH, "result" => result).absolute(0);
     }
     describe_counter!(HANDSHAKES, "TLS handshakes with devices, by result.");
@@ -64,7 +64,43 @@ pub fn describe() {
     }
 }
 
+/// Counts the refusals among replies that are about to be said, whoever decided them: code and, as the reason, enhanced
+/// status code (RFC 3463), of which our replies have a fixed set.
+pub(super) fn count_refusals(connector: &str, replies: &[u8]) {
+    for (code, reason) in refusals(replies) {
+        let labels = [("connector", connector.to_owned()), ("code", code.to_owned()), ("reason", reason.to_owned())];
+        counter!(REJECTIONS, &labels).increment(1);
+    }
+}
+
+/// Code and enhanced code of each refusal.
+fn refusals(replies: &[u8]) -> impl Iterator<Item = (&str, &str)> {
+    let lines = replies.split(|byte| *byte == b'\n');
+    // The last line of a reply has a space behind its code (RFC 5321 §4.2.1).
+    let refused = lines.filter(|line| matches!(line, [b'4' | b'5', _, _, b' ', ..]));
+    refused.filter_map(|line| {
+        let (code, text) = std::str::from_utf8(line.get(..3)?).ok().zip(line.get(4..))?;
+        let word = text.split(|byte| byte.is_ascii_whitespace()).next().unwrap_or_default();
+        let is_enhanced = matches!(word, [b'4' | b'5', b'.', _, b'.', _, ..]);
+        Some((code, std::str::from_utf8(word).ok().filter(|_| is_enhanced).unwrap_or_default()))
+    })
+}
+
 /// Counts what a limit refused.
 pub(super) fn count_limit(connector: &str, limit: LimitRefusal) {
     counter!(LIMITS, "connector" => connector.to_owned(), "reason" => limit.reason()).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_found_among_replies() {
+        let said = b"250-mx Hello\r\n250 SIZE\r\n550 5.7.54 SMTP; Unable to relay [0A]\r\n354 go\r\n\
+                     451-4.0.0 first\r\n451 4.7.0 second\r\n502 no enhanced code\r\n4\r\n";
+        let found: Vec<_> = refusals(said).collect();
+        assert_eq!(found, [("550", "5.7.54"), ("451", "4.7.0"), ("502", "")]);
+        assert_eq!(refusals(b"").count(), 0);
+    }
 }

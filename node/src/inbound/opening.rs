@@ -10,7 +10,7 @@ use rustls::ServerConfig;
 use super::Shared;
 use super::driver::Opened;
 use super::leniencies;
-use super::mechanisms::{mechanisms, offers_client_certificate};
+use super::mechanisms::mechanisms;
 use crate::clock::now_ms;
 use crate::connector::{self, Principal, ProtocolLoggingLevel, ReceiveConnector, Rights, effective_rights};
 use crate::protocol_log::{Level, Transcript};
@@ -34,7 +34,7 @@ pub(super) fn connector_tls(connector: &ReceiveConnector) -> Wanted<'_> {
     Wanted {
         certificate: connector.tls_certificate_name.as_deref(),
         fqdn: connector.fqdn.as_deref(),
-        client_certificates: offers_client_certificate(connector),
+        client_certificates: connector.offers_client_certificate(true),
     }
 }
 

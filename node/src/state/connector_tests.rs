@@ -291,8 +291,31 @@ fn a_range_listed_again_changes_its_entry_and_one_warning_says_so() {
     let mut state = begun();
     apply_all(&mut state, &[put("a", true, &["10.0.0.1", "10.0.0.2"])], 2);
     let (_, warnings) = applied(run(&mut state, 3, add("a", &["10.0.0.1", "10.0.0.2", "10.0.0.3"], Some(5))));
-    assert_eq!(warnings, ["10.0.0.1, 10.0.0.2 were listed already; note, owner, ticket and expiry are new"]);
+    assert_eq!(warnings, ["10.0.0.1, 10.0.0.2 were listed already; what was given is new, the rest stays"]);
     assert!(state.allowlist["a"].values().all(|entry| entry.value.expires_at_ms == Some(5)));
+
+    // What a renewal does not say stays, and so does who made the entry.
+    let entry = |note: &str, owner: &str, expires_at_ms, by: &str| AllowlistEntry {
+        range: "10.0.0.9".parse().unwrap(),
+        note: note.to_owned(),
+        owner: owner.to_owned(),
+        ticket: String::new(),
+        expires_at_ms,
+        created_by: by.to_owned(),
+        created_at_ms: 7,
+    };
+    let add = |entry| Change::AddAllowlistEntries { connector: "a".to_owned(), entries: vec![entry] };
+    let found = |state: &ClusterState| {
+        let entries = &state.allowlist["a"];
+        entries.get(&"10.0.0.9".parse().unwrap()).unwrap().value.clone()
+    };
+    applied(run(&mut state, 4, add(entry("printer", "anna", Some(50), "ops"))));
+    applied(run(&mut state, 5, add(entry("", "", Some(90), "lint"))));
+    assert_eq!(found(&state), entry("printer", "anna", Some(90), "ops"));
+    applied(run(&mut state, 6, add(entry("scanner", "", None, "lint"))));
+    assert_eq!(found(&state), entry("scanner", "anna", Some(90), "ops"));
+    applied(run(&mut state, 7, add(entry("", "", Some(NEVER_MS), "lint"))));
+    assert_eq!(found(&state), entry("scanner", "anna", None, "ops"));
 }
 
 /// What a change costs where many ranges are listed, and that every one of them is found. Ten thousand here; by hand

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::apply::{Done, check_put, check_revision, delete, one, put};
 use super::gains::{Gains, gains};
 use super::refusals::{denied, invalid, not_found};
-use super::{AllowlistEntry, ClusterState, Command, Entries, Member, ObjectKey, Refusal, Versioned};
+use super::{AllowlistEntry, ClusterState, Command, Entries, Member, NEVER_MS, ObjectKey, Refusal, Versioned};
 use crate::connector::{self, RangeConflict, ReceiveConnector, RemoteIpRange};
 
 /// The most receive connectors of a cluster.
@@ -317,18 +317,19 @@ pub(super) fn add_allowlist_entries(
     let (mut fresh, mut again) = (Vec::new(), Vec::new());
     for entry in added {
         touched.push(ObjectKey::AllowlistEntry(name.to_owned(), entry.range));
-        if entries.contains_key(&entry.range) {
-            entries.insert(Versioned { revision, value: entry.clone() });
+        if let Some(before) = entries.get(&entry.range) {
+            let value = renewed(&before.value, entry);
+            entries.insert(Versioned { revision, value });
             again.push(entry.range);
         } else {
-            fresh.push(entry.clone());
+            fresh.push(AllowlistEntry { expires_at_ms: until(entry.expires_at_ms), ..entry.clone() });
         }
     }
     let mut warnings = Vec::new();
     if !again.is_empty() {
         let verb = if again.len() == 1 { "was" } else { "were" };
         let ranges = list(again.iter().copied());
-        warnings.push(format!("{ranges} {verb} listed already; note, owner, ticket and expiry are new"));
+        warnings.push(format!("{ranges} {verb} listed already; what was given is new, the rest stays"));
     }
     let grows = !fresh.is_empty();
     add_ranges(state, &connector, &mut entries, fresh.into_iter(), revision)?;
@@ -339,6 +340,23 @@ pub(super) fn add_allowlist_entries(
     check_total(state)?;
     let what = format!("added {} to connector {name}", list(added.iter().map(|entry| entry.range)));
     Ok(Done { touched, warnings, what, ..Done::default() })
+}
+
+/// An expiry of [`NEVER_MS`] is none.
+fn until(expires_at_ms: Option<i64>) -> Option<i64> {
+    expires_at_ms.filter(|at| *at != NEVER_MS)
+}
+
+/// An entry that is added again: what is said of it is new, what is not stays, and so does who made it.
+fn renewed(before: &AllowlistEntry, entry: &AllowlistEntry) -> AllowlistEntry {
+    let said = |new: &String, old: &String| if new.is_empty() { old.clone() } else { new.clone() };
+    AllowlistEntry {
+        note: said(&entry.note, &before.note),
+        owner: said(&entry.owner, &before.owner),
+        ticket: said(&entry.ticket, &before.ticket),
+        expires_at_ms: entry.expires_at_ms.map_or(before.expires_at_ms, |at| until(Some(at))),
+        ..before.clone()
+    }
 }
 
 fn check_total(state: &ClusterState) -> Result<(), Refusal> {

@@ -36,7 +36,8 @@ pub use history::{
 };
 pub use objects::{
     AcceptedDomain, AllowlistEntry, AuditRecord, Certificate, ClusterFacts, FrontMember, FrontSigningKey, JoinRole,
-    JoinToken, MEMBER_WEIGHT_DEFAULT, Member, MemberRole, MemberService, MemberState, SealedSecret, Versioned,
+    JoinToken, MEMBER_WEIGHT_DEFAULT, Member, MemberRole, MemberService, MemberState, NEVER_MS, SealedSecret,
+    Versioned,
 };
 pub use settings::{RELAY_ADDRESSES_MAX_DEFAULT, SETTING_KEYS, SettingKey, Settings};
 pub use snapshot::{ObjectKey, SnapshotError, StateDigest};

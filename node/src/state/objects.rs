@@ -38,6 +38,9 @@ pub struct ClusterFacts {
 #[serde(transparent)]
 pub struct SealedSecret(pub String);
 
+/// The expiry of an entry that is added again and shall have none: absent means that it keeps the one it has.
+pub const NEVER_MS: i64 = i64::MAX;
+
 /// One range of a receive connector, with who wanted it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AllowlistEntry {
