@@ -137,13 +137,15 @@ impl Dialer {
             channels.clear();
         }
         let key = (address.to_owned(), node.to_owned());
-        channels
-            .entry(key)
-            .or_insert_with(|| {
-                let name = if node.is_empty() { MEMBER_DNS_NAME.to_owned() } else { member_dns_name(node) };
-                channel(Arc::clone(&self.config), address.to_owned(), name)
-            })
-            .clone()
+        channels.entry(key).or_insert_with(|| self.own_channel(address, node)).clone()
+    }
+
+    /// The same, shared with nobody. For what comes in any amount and may be read slowly: streams of one connection
+    /// share its window (RFC 9113 §5.2), and what members say to each other must never wait for a reader.
+    #[must_use]
+    pub fn own_channel(&self, address: &str, node: &str) -> Channel {
+        let name = if node.is_empty() { MEMBER_DNS_NAME.to_owned() } else { member_dns_name(node) };
+        channel(Arc::clone(&self.config), address.to_owned(), name)
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, Stream, StreamExt};
 use posthouse_proto::v1::{self, admin_client::AdminClient};
+use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
 use super::cluster::{others, unknown_node};
@@ -58,9 +59,8 @@ pub(super) fn listen(context: &Arc<Context>, request: v1::LogSessionRequest) -> 
         let asked = v1::LogSessionRequest { this_node_only: true, node: String::new(), ..request.clone() };
         all.extend(members.map(|member| {
             let there = There {
-                context: Arc::clone(context),
+                channel: context.dialer.own_channel(&member.rpc_address, &member.name),
                 name: member.name,
-                address: member.rpc_address,
                 asked: asked.clone(),
                 lines: None,
                 is_away: false,
@@ -110,9 +110,9 @@ fn line_out(node: &str, heard: Heard) -> v1::SessionLine {
 
 /// Another node, for as long as somebody listens.
 struct There {
-    context: Arc<Context>,
+    /// A connection of its own, made anew whenever it is needed.
+    channel: Channel,
     name: String,
-    address: String,
     asked: v1::LogSessionRequest,
     lines: Option<Streaming<v1::SessionLine>>,
     /// It was said that it is not heard.
@@ -156,7 +156,7 @@ impl There {
     }
 
     async fn begin(&self) -> Option<Streaming<v1::SessionLine>> {
-        let mut client = AdminClient::new(self.context.dialer.channel(&self.address, &self.name));
+        let mut client = AdminClient::new(self.channel.clone());
         let call = client.log_session(Request::new(self.asked.clone()));
         Some(tokio::time::timeout(SILENCE, call).await.ok()?.ok()?.into_inner())
     }
