@@ -427,7 +427,7 @@ impl Node {
                 .is_some_and(|found| found.value.state == MemberState::Draining);
             facts.has_connector = view.state.connectors.values().any(|found| found.value.enabled);
             let raft = context.raft.status();
-            facts.has_leader = raft.leader.is_some();
+            facts.has_leader = raft.has_leader;
             facts.raft_failed = raft.failed;
             facts.catching_up = raft.progress == Progress::CatchingUp;
             facts.behind = raft.progress == Progress::Behind;

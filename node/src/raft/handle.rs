@@ -29,6 +29,9 @@ pub const ELECTION_TIMEOUT_MAX: Duration = Duration::from_millis(150);
 
 /// A member is in touch with the quorum when it heard of it this recently.
 pub(crate) const QUORUM_RECENT: Duration = Duration::from_secs(5);
+/// A leader that its quorum has not answered for so long may have a successor, whose decisions it does not know:
+/// twenty heartbeats, and longer than an election takes.
+const LEADERSHIP_RECENT: Duration = Duration::from_secs(1);
 /// How long a member that ends waits for its own tasks and for the database.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the first leader of a new cluster may take to elect itself.
@@ -122,6 +125,8 @@ pub struct RaftStatus {
     pub node_id: u64,
     /// Who leads, as far as known.
     pub leader: Option<u64>,
+    /// Whether that one is heard, or, when it is this member, whether its quorum still follows.
+    pub has_leader: bool,
     /// Its name.
     pub leader_name: Option<String>,
     /// The current term.
@@ -302,10 +307,9 @@ impl RaftHandle {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow();
         let membership = metrics.membership_config.membership();
+        let acked_within = |limit| metrics.millis_since_quorum_ack.is_some_and(|ms| Duration::from_millis(ms) <= limit);
         let recent = match metrics.state {
-            ServerState::Leader => {
-                metrics.millis_since_quorum_ack.is_some_and(|ms| Duration::from_millis(ms) <= QUORUM_RECENT)
-            }
+            ServerState::Leader => acked_within(QUORUM_RECENT),
             ServerState::Follower | ServerState::Learner => {
                 metrics.current_leader.is_some() && self.heard_within(QUORUM_RECENT)
             }
@@ -317,10 +321,17 @@ impl RaftHandle {
         };
         let applied = metrics.last_applied.map_or(0, |id| id.index);
         let follows = matches!(metrics.state, ServerState::Follower | ServerState::Learner);
+        // openraft's leader names itself for as long as nobody tells it otherwise, and a learner its last leader.
+        let has_leader = metrics.current_leader.is_some()
+            && match metrics.state {
+                ServerState::Leader => acked_within(LEADERSHIP_RECENT),
+                ServerState::Learner => self.heard_within(LEADERSHIP_RECENT),
+                ServerState::Follower | ServerState::Candidate | ServerState::Shutdown => true,
+            };
         let progress = {
             let mut lag = self.inner.lag.lock().unwrap_or_else(PoisonError::into_inner);
             match metrics.state {
-                ServerState::Leader => lag.leads(Instant::now()),
+                ServerState::Leader if has_leader => lag.leads(Instant::now()),
                 _ if follows && metrics.current_leader.is_some() => {
                     lag.follows(applied, self.heard_within(QUORUM_RECENT), Instant::now())
                 }
@@ -331,6 +342,7 @@ impl RaftHandle {
             progress,
             node_id: self.inner.node_id,
             leader: metrics.current_leader,
+            has_leader,
             leader_name: metrics.current_leader.and_then(|id| membership.get_node(&id)).map(|node| node.name.clone()),
             term: metrics.current_term,
             last_applied: applied,
