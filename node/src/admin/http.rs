@@ -36,10 +36,10 @@ pub struct Pages {
     pub before_metrics: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// Serves the pages until the scope ends.
-pub fn serve(listener: TcpListener, pages: Pages, scope: &Scope) {
-    let tasks = scope.clone();
-    scope.spawn_until_ended(async move {
+/// Accepts until `accepting` ends; whoever is connected by then is answered once more, at most until `scope` ends.
+pub fn serve(listener: TcpListener, pages: Pages, accepting: &Scope, scope: &Scope) {
+    let (tasks, until) = (scope.clone(), accepting.clone());
+    accepting.spawn_until_ended(async move {
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
@@ -47,11 +47,16 @@ pub fn serve(listener: TcpListener, pages: Pages, scope: &Scope) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let pages = pages.clone();
+            let (pages, until) = (pages.clone(), until.clone());
             tasks.spawn_until_ended(async move {
                 let _permit = permit;
                 let service = service_fn(move |request| {
-                    let answer = answer(&pages, &request);
+                    let mut answer = answer(&pages, &request);
+                    if until.is_ended() {
+                        // Whoever asks on meets the process that accepts now.
+                        let close = http::HeaderValue::from_static("close");
+                        answer.headers_mut().insert(http::header::CONNECTION, close);
+                    }
                     async move { Ok::<_, Infallible>(answer) }
                 });
                 let mut http = http1::Builder::new();

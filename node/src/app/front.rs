@@ -34,9 +34,12 @@ const SETTLE_INTERVAL: Duration = Duration::from_millis(20);
 /// What comes from the process before, and goes to the one after.
 struct Succession {
     inherited: Inherited,
-    predecessor: Option<Predecessor>,
+    predecessor: Option<(Predecessor, Answering)>,
     handover: Handover,
 }
+
+/// Begins to answer on `/readyz` and the local socket.
+type Answering = Box<dyn FnOnce() + Send>;
 
 /// A front, before and after it has joined.
 struct Front {
@@ -44,6 +47,9 @@ struct Front {
     lifecycle: tokio::sync::Mutex<()>,
     joined: watch::Sender<Option<Arc<Identity>>>,
     running: OnceLock<FrontHandle>,
+    /// Whether the sockets in the file system are this process's: not while a process before it still serves, and not
+    /// any more when one after it does.
+    owns_sockets: AtomicBool,
 }
 
 /// Runs a front until a signal ends it.
@@ -83,15 +89,31 @@ pub async fn run_front(
         lifecycle: tokio::sync::Mutex::new(()),
         joined: watch::Sender::new(None),
         running: OnceLock::new(),
+        owns_sockets: AtomicBool::new(predecessor.is_none()),
     });
     let edges = Scope::new();
+    // Ends as soon as a successor serves: this process must not answer for the front any more.
+    let answering = edges.child();
     let own_uid = rustix::process::geteuid().as_raw();
     let router = Server::builder().add_service(LocalServer::new(LocalService::new(Arc::clone(&front), own_uid)));
-    serve_local(local, router, &edges);
-    crate::admin::http::serve(http, pages(&front, metrics), &edges);
+    let pages = pages(&front, metrics);
+    let (accepting, connections) = (answering.clone(), edges.clone());
+    let answer: Answering = Box::new(move || {
+        serve_local(local, router, &accepting);
+        crate::admin::http::serve(http, pages, &accepting, &connections);
+    });
 
     let dir = front.config.front.data_dir.clone();
     let found = run_blocking(move || Identity::load(&dir)).await?;
+    // Two processes accept from the same queue: as long as the one before answers well, this one, which knows no
+    // backend yet, must not answer.
+    let predecessor = match predecessor {
+        Some(predecessor) if found.is_some() => Some((predecessor, answer)),
+        _ => {
+            answer();
+            None
+        }
+    };
     match found {
         Some(identity) => drop(front.joined.send_replace(Some(Arc::new(identity)))),
         None => tracing::warn!(
@@ -109,16 +131,16 @@ pub async fn run_front(
     };
     let succession = Succession { inherited, predecessor, handover };
     let result = match identity {
-        Some(identity) => front.proxy(identity, succession, &scope, &edges).await,
-        None => Ok(false),
+        Some(identity) => Arc::clone(&front).proxy(identity, succession, &scope, &edges, &answering).await,
+        None => Ok(()),
     };
     edges.end();
     edges.join(CLOSE_TIMEOUT).await;
-    // A successor answers on it now.
-    if !matches!(result, Ok(true)) {
+    answering.join(CLOSE_TIMEOUT).await;
+    // Unless the process before or after this one answers on it.
+    if front.owns_sockets.load(Ordering::Acquire) {
         let _ = std::fs::remove_file(socket);
     }
-    let result = result.map(drop);
     tracing::info!("stopped");
     result
 }
@@ -139,14 +161,15 @@ fn pages(front: &Arc<Front>, metrics: PrometheusHandle) -> Pages {
 }
 
 impl Front {
-    /// Answers whether a successor took over.
+    /// Proxies until `scope` ends or a successor serves, which ends `answering` first.
     async fn proxy(
-        &self,
+        self: Arc<Self>,
         identity: Arc<Identity>,
         succession: Succession,
         scope: &Scope,
         edges: &Scope,
-    ) -> Result<bool, AppError> {
+        answering: &Scope,
+    ) -> Result<(), AppError> {
         let Succession { inherited, predecessor, mut handover } = succession;
         let (dir, key_id) = (self.config.front.data_dir.clone(), identity.front_key_id.clone());
         let key = run_blocking(move || Identity::load_front_key(&dir, &key_id)).await?;
@@ -171,26 +194,40 @@ impl Front {
             address: self.config.front.data_dir.display().to_string(),
             source,
         })?;
-        if let Some(predecessor) = predecessor {
-            scope.spawn_until_ended(async move {
-                // It serves from the first moment; a moment later it also knows which backends are well.
-                let until = Instant::now() + SETTLE_TIMEOUT;
-                while !handle.status().ready && Instant::now() < until {
-                    tokio::time::sleep(SETTLE_INTERVAL).await;
-                }
-                if let Err(error) = predecessor.serving().await {
-                    tracing::info!(%error, "the front before this one is gone already");
-                }
-            });
-        }
         // Not in the scope that ends: the successor is answered while this process drains.
-        let (ended, was_succeeded) = (scope.clone(), Arc::new(AtomicBool::new(false)));
-        let succeeded = Arc::clone(&was_succeeded);
+        let (this, ended, answering) = (Arc::clone(&self), scope.clone(), answering.clone());
         edges.spawn_until_ended(async move {
-            succeeded.store(until_succeeded(handover, &ended).await, Ordering::Release);
+            // Until this process serves, the one before it stays the one that a successor asks.
+            let is_serving = tokio::select! {
+                () = ended.ended() => false,
+                () = succeed(predecessor, &handle) => true,
+            };
+            if !is_serving {
+                return;
+            }
+            this.owns_sockets.store(true, Ordering::Release);
+            let succeeded = || {
+                this.owns_sockets.store(false, Ordering::Release);
+                handle.was_succeeded();
+                answering.end();
+            };
+            until_succeeded(handover, &ended, succeeded).await;
         });
         proxy.run(scope).await;
-        Ok(was_succeeded.load(Ordering::Acquire))
+        Ok(())
+    }
+}
+
+/// Answers for the front and tells the process before this one so, once this one knows which backends are well.
+async fn succeed(predecessor: Option<(Predecessor, Answering)>, handle: &FrontHandle) {
+    let Some((predecessor, answer)) = predecessor else { return };
+    let until = Instant::now() + SETTLE_TIMEOUT;
+    while !handle.status().ready && Instant::now() < until {
+        tokio::time::sleep(SETTLE_INTERVAL).await;
+    }
+    answer();
+    if let Err(error) = predecessor.serving().await {
+        tracing::info!(%error, "the front before this one is gone already");
     }
 }
 

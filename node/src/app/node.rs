@@ -114,7 +114,7 @@ pub async fn run_node(config: NodeConfig, metrics: PrometheusHandle, scope: Scop
         .add_service(AdminServer::new(AdminService::new(Arc::clone(&node.slot))));
     let edges = scope.child();
     serve_local(local, router, &edges);
-    crate::admin::http::serve(http, pages(&node, metrics), &edges);
+    crate::admin::http::serve(http, pages(&node, metrics), &edges, &edges);
     if let Some(listener) = agent {
         let asked = Arc::clone(&node);
         health::agent::serve(listener, Arc::new(move || asked.agent_state()), &edges);

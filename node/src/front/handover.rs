@@ -223,7 +223,7 @@ impl Handover {
     }
 
     fn bind(&self) -> io::Result<UnixListener> {
-        // Whoever had it is either gone or has just handed its sockets over to us.
+        // Whoever had it is either gone or has heard that we serve.
         let _ = std::fs::remove_file(&self.path);
         let listener = UnixListener::bind(&self.path)?;
         std::fs::set_permissions(&self.path, std::fs::Permissions::from_mode(0o600))?;
@@ -276,14 +276,16 @@ fn give(mut stream: UnixStream, sockets: &[(Name, OwnedFd)]) -> io::Result<()> {
     if word == [SERVING] { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
-/// Ends `scope` when a successor serves. Answers whether one did.
-pub async fn until_succeeded(handover: Handover, scope: &Scope) -> bool {
+/// Waits for a successor that serves, calls `succeeded`, and then ends `scope`. Answers whether one came before `scope`
+/// ended otherwise. Call it when this process serves: whoever had the handover socket before loses it.
+pub async fn until_succeeded(handover: Handover, scope: &Scope, succeeded: impl FnOnce()) -> bool {
     tokio::select! {
         () = scope.ended() => {
             let _ = std::fs::remove_file(&handover.path);
             false
         }
         () = handover.serve() => {
+            succeeded();
             scope.end();
             true
         }
@@ -306,7 +308,7 @@ mod tests {
         let scope = Scope::new();
         let (inner, (sender, receiver)) = (scope.clone(), tokio::sync::oneshot::channel());
         scope.spawn(async move {
-            let _ = sender.send(until_succeeded(handover, &inner).await);
+            let _ = sender.send(until_succeeded(handover, &inner, || ()).await);
         });
         let mut inherited = loop {
             match take_over(dir.path()).await {
@@ -332,7 +334,7 @@ mod tests {
         let scope = Scope::new();
         let (inner, handover) = (scope.clone(), Handover::new(dir.path()));
         scope.spawn(async move {
-            let _ = until_succeeded(handover, &inner).await;
+            let _ = until_succeeded(handover, &inner, || ()).await;
         });
         for _ in 0..2 {
             let inherited = loop {

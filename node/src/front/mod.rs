@@ -117,9 +117,16 @@ struct Shared {
     listeners: Vec<(SocketAddr, u16)>,
     orders: Arc<Orders>,
     is_draining: AtomicBool,
+    is_succeeded: Arc<AtomicBool>,
 }
 
 impl FrontHandle {
+    /// Another process of this front serves now and speaks for it: this one says nothing more to the cluster, and
+    /// whoever still asks it hears how the front is, not how this process is.
+    pub fn was_succeeded(&self) {
+        self.shared.is_succeeded.store(true, Ordering::Release);
+    }
+
     /// How the front is now.
     #[must_use]
     pub fn status(&self) -> FrontStatus {
@@ -130,7 +137,8 @@ impl FrontHandle {
             .map(|(address, port)| ListenerStatus { address: address.to_string(), service_port: *port })
             .collect();
         let backends = shared.pool.status();
-        let (stopping, drained) = (shared.is_draining.load(Ordering::Relaxed), shared.orders.is_draining());
+        let stopping = shared.is_draining.load(Ordering::Relaxed) && !shared.is_succeeded.load(Ordering::Acquire);
+        let drained = shared.orders.is_draining();
         let mut reasons = status::unserved(&listeners, &backends);
         if stopping {
             reasons.insert(0, "draining: the front is stopping".to_owned());
@@ -200,6 +208,7 @@ impl Front {
             signing_key_id: String::new(),
         };
         let name = config.front.name.clone();
+        let is_succeeded = Arc::new(AtomicBool::new(false));
         let orders = Arc::new(Orders::new(name.clone(), Arc::clone(&outward), keep_key));
         let shared = Shared {
             name,
@@ -208,11 +217,13 @@ impl Front {
             listeners,
             orders: Arc::clone(&orders),
             is_draining: AtomicBool::new(false),
+            is_succeeded: Arc::clone(&is_succeeded),
         };
         let handle = FrontHandle { shared: Arc::new(shared) };
         let reporting = handle.clone();
         let report = Arc::new(move || reporting.status().report());
-        let watching = Arc::new(Watching { pool, dial, seeds, request, silence: watch::SILENCE, orders, report });
+        let silence = watch::SILENCE;
+        let watching = Arc::new(Watching { pool, dial, seeds, request, silence, orders, report, is_succeeded });
         Ok(Self { config, watching, outward, sockets, sessions, handle })
     }
 

@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use posthouse_proto::v1::front_link_client::FrontLinkClient;
@@ -50,6 +51,8 @@ pub(super) struct Watching {
     pub orders: Arc<Orders>,
     /// How this front is, for the nodes.
     pub report: Arc<dyn Fn() -> FrontReport + Send + Sync>,
+    /// Another process of this front reports now.
+    pub is_succeeded: Arc<AtomicBool>,
 }
 
 /// Four of a node's heartbeats.
@@ -132,6 +135,9 @@ async fn report_forever(watching: Arc<Watching>, node: String, address: String) 
     let mut client = FrontLinkClient::new(watching.dial.channel(&address, &node));
     loop {
         sleep(jittered(REPORT_INTERVAL)).await;
+        if watching.is_succeeded.load(Ordering::Acquire) {
+            return;
+        }
         let report = (watching.report)();
         if let Ok(Err(status)) = timeout(REPORT_TIMEOUT, client.report(report)).await {
             debug!(backend = %node, error = status.message(), "this front's report was not heard");

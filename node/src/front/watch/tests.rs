@@ -108,6 +108,7 @@ fn start_with(pool: &Arc<Pool>, seed: &Node, scope: &Scope, silence: Duration) -
         dial: Arc::new(Plain),
         seeds,
         request,
+        is_succeeded: Arc::default(),
         silence,
         orders: Arc::clone(&orders),
         report: Arc::new(FrontReport::default),
