@@ -90,7 +90,7 @@ impl Administrative {
 /// What a node says of itself, over its own stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) enum Readiness {
-    /// Nothing, because there is no stream. The checks decide alone.
+    /// Nothing, because there is no stream. The checks decide, and whoever speaks for itself is better.
     #[default]
     Unknown,
     /// Ready; `has_leader` is false when it cannot know how old its state is.
@@ -114,6 +114,8 @@ pub(super) enum Standing {
     Eligible,
     /// The same, but it hears no leader: its state may be old.
     Leaderless,
+    /// Passes its checks, and its own stream is not there: what it knows may be as old as it likes.
+    Unheard,
     /// Passes its checks and says itself that it is not ready.
     NotReady,
     /// Fails its checks; so many times in a row. The panic floor takes the smallest number first.
@@ -128,9 +130,9 @@ pub(super) enum Standing {
 }
 
 impl Standing {
-    /// Whether it takes new connections as a matter of course.
-    pub(super) fn is_eligible(self) -> bool {
-        self <= Self::Leaderless
+    /// Whether nothing is known against it: it takes new connections as a matter of course when nobody is better.
+    pub(super) fn is_well(self) -> bool {
+        self <= Self::Unheard
     }
 
     /// Whether it is used when nobody better is left.
@@ -147,7 +149,8 @@ pub(super) fn standing(counter: &Counter, state: Administrative, readiness: &Rea
         _ if !counter.is_up() => Standing::Down { failures: counter.failures() },
         (_, Readiness::NotReady { .. }) => Standing::NotReady,
         (_, Readiness::Ready { has_leader: false }) => Standing::Leaderless,
-        (_, Readiness::Unknown | Readiness::Ready { has_leader: true }) => Standing::Eligible,
+        (_, Readiness::Unknown) => Standing::Unheard,
+        (_, Readiness::Ready { has_leader: true }) => Standing::Eligible,
     }
 }
 
@@ -196,7 +199,7 @@ mod tests {
         let refuses = Readiness::NotReady { reason: "spool: i/o error".to_owned(), refuses: true };
         let cases = [
             (&up, active, ready(true), Standing::Eligible),
-            (&up, active, Readiness::Unknown, Standing::Eligible),
+            (&up, active, Readiness::Unknown, Standing::Unheard),
             (&up, active, ready(false), Standing::Leaderless),
             (&up, active, not_ready.clone(), Standing::NotReady),
             (&up, active, refuses.clone(), Standing::Refusing),

@@ -168,8 +168,8 @@ mod tests {
 
     #[test]
     fn a_better_standing_wins_whatever_the_load() {
-        use Standing::{Down, Eligible, Leaderless, NotReady};
-        let order = [Eligible, Leaderless, NotReady, Down { failures: 1 }, Down { failures: 9 }];
+        use Standing::{Down, Eligible, Leaderless, NotReady, Unheard};
+        let order = [Eligible, Leaderless, Unheard, NotReady, Down { failures: 1 }, Down { failures: 9 }];
         for pair in order.windows(2) {
             assert_eq!(least(&[backend(pair[1], 0), backend(pair[0], 1_000)]), Some(1), "{pair:?}");
         }

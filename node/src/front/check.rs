@@ -115,16 +115,19 @@ async fn check_forever(node: String, pool: Arc<Pool>, outward: Arc<Outward>, con
         // fourth walk of a settled backend goes through TLS, and each one while its state is changing.
         let tls = tls.as_ref().filter(|_| turn.is_multiple_of(TLS_EVERY));
         let result = match find(&known, &node) {
-            Some(backend) => check(&backend, &outward, tls, config.timeout).await,
+            Some(backend) => {
+                let limits = Limits {
+                    connect: pool.connect_deadline(outward.connect_timeout()),
+                    walk: pool.check_deadline(config.timeout),
+                };
+                check(&backend, &outward, tls, limits).await
+            }
             None => return,
         };
-        let is_changing = match &result {
-            Ok(()) => pool.succeeded(&node),
-            Err(failure) => {
-                debug!(backend = %node, reason = %failure, "check failed");
-                pool.failed(&node, failure)
-            }
-        };
+        if let Err(failure) = &result {
+            debug!(backend = %node, reason = %failure, "check failed");
+        }
+        let is_changing = pool.checked(&node, &result);
         turn = if is_changing { 0 } else { turn.wrapping_add(1) };
         let pause = jittered(if is_changing { config.fastinter } else { config.inter });
         tokio::select! {
@@ -146,15 +149,24 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.9..1.1))
 }
 
+/// How long one check may take.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    /// Until it is connected.
+    pub connect: Duration,
+    /// And then until the end.
+    pub walk: Duration,
+}
+
 /// Walks once.
 pub(super) async fn check(
     backend: &Known,
     outward: &Outward,
     tls: Option<&Arc<ClientConfig>>,
-    limit: Duration,
+    limits: Limits,
 ) -> Result<(), CheckFailure> {
     let service = backend.checked_service().ok_or(CheckFailure::NoAddress)?;
-    let mut stream = outward.connect(&service.address).await?;
+    let mut stream = outward.connect(&service.address, limits.connect).await?;
     let header = outward.header(&About {
         node: &backend.node,
         service_port: service.port,
@@ -197,7 +209,7 @@ pub(super) async fn check(
         let _ = replies.next().await;
         Ok(())
     };
-    timeout(limit, walk).await.unwrap_or(Err(CheckFailure::Silent))
+    timeout(limits.walk, walk).await.unwrap_or(Err(CheckFailure::Silent))
 }
 
 /// Shakes hands and looks at the certificate: whether devices could believe it *now*. By whom it was signed is not

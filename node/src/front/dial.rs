@@ -70,19 +70,28 @@ impl Outward {
         self.key.store(Arc::new(key));
     }
 
-    /// Connects within `check.connect_timeout`, name lookup included.
+    /// `check.connect_timeout`, which grows under overload.
+    pub(super) fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// Connects within a deadline, name lookup included.
     ///
     /// # Cancel safety
     /// Cancel safe: the connection is dropped.
-    pub(super) async fn connect(&self, address: &str) -> Result<TcpStream, CheckFailure> {
-        match timeout(self.connect_timeout, self.connect_patiently(address)).await {
+    pub(super) async fn connect(&self, address: &str, deadline: Duration) -> Result<TcpStream, CheckFailure> {
+        match timeout(deadline, self.connect_patiently(address)).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(error)) => Err(CheckFailure::Refused(error.to_string())),
             Err(_) => Err(CheckFailure::ConnectTimeout),
         }
     }
 
-    async fn connect_patiently(&self, address: &str) -> std::io::Result<TcpStream> {
+    /// Connects, however long the kernel takes.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the connection is dropped.
+    pub(super) async fn connect_patiently(&self, address: &str) -> std::io::Result<TcpStream> {
         let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
         for address in lookup(address).await? {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::config::FrontConfig;
@@ -74,6 +75,33 @@ pub(super) struct Fake {
 impl Fake {
     pub(super) async fn start(name: &str, manner: Manner, scope: &Scope) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(listener, name, manner, std::future::ready(()), scope)
+    }
+
+    /// A node that is so busy that its kernel drops who wants to connect, until `relief` comes.
+    pub(super) async fn overrun(name: &str, relief: Arc<Semaphore>, scope: &Scope) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut waiting = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
+            waiting.push(stream.unwrap());
+        }
+        let relieved = async move {
+            drop(relief.acquire().await);
+            drop(waiting);
+        };
+        Self::on(listener, name, Manner::Good, relieved, scope)
+    }
+
+    fn on(
+        listener: TcpListener,
+        name: &str,
+        manner: Manner,
+        begin: impl Future<Output = ()> + Send + 'static,
+        scope: &Scope,
+    ) -> Self {
         let fake = Self {
             name: name.to_owned(),
             address: listener.local_addr().unwrap(),
@@ -82,6 +110,7 @@ impl Fake {
         };
         let (this, inner) = (fake.clone(), scope.clone());
         scope.spawn_until_ended(async move {
+            begin.await;
             loop {
                 let (stream, from) = listener.accept().await.unwrap();
                 let this = this.clone();

@@ -19,7 +19,7 @@ use super::metrics_names::{CONNECTIONS_TOTAL, ConnectionResult, SESSIONS, SESSIO
 use super::pool::{BackendSession, Pool};
 use super::pump::{End, Pump, write_all};
 use super::search::{Caller, Found, NotFound, Search};
-use super::sources::{SourceLimits, Sources};
+use super::sources::{SourceLimits, Sources, TooMany};
 use crate::shutdown::Scope;
 
 /// What a device hears on a port where the server speaks first, when nobody can be had (RFC 5321 §3.8; the text is
@@ -28,6 +28,9 @@ const SERVICE_NOT_AVAILABLE: &[u8] = b"421 4.3.2 Service not available, closing 
 /// And when it has too many of its own (Exchange's text for a per-source limit).
 const PER_SOURCE_LIMIT: &[u8] = b"421 4.3.2 The maximum number of concurrent server connections has exceeded a \
     per-source limit, closing transmission channel\r\n";
+/// And when it makes them too fast; Exchange counts no rate of connections, so the words are ours in its manner.
+const PER_SOURCE_RATE: &[u8] = b"421 4.3.2 The rate of new server connections has exceeded a per-source limit, \
+    closing transmission channel\r\n";
 /// How long a device may take to accept a few bytes.
 const DEVICE_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After a failed accept (out of file descriptors, mostly): there is nothing to do but let sessions end.
@@ -92,13 +95,19 @@ impl Forwarder {
                     continue;
                 }
             };
-            let Some(of_source) = OfSource::open(&self.sources, source.ip()) else {
-                count(ConnectionResult::SourceLimit);
-                debug!(source.addr = %source, service = service.port, "too many connections of one source");
-                if !service.implicit_tls {
-                    let _ = device.try_write(PER_SOURCE_LIMIT);
+            let of_source = match OfSource::open(&self.sources, source.ip()) {
+                Ok(of_source) => of_source,
+                Err(too_many) => {
+                    count(ConnectionResult::SourceLimit);
+                    debug!(source.addr = %source, service = service.port, ?too_many, "too many connections of one source");
+                    if !service.implicit_tls {
+                        let _ = device.try_write(match too_many {
+                            TooMany::Connections => PER_SOURCE_LIMIT,
+                            TooMany::Rate => PER_SOURCE_RATE,
+                        });
+                    }
+                    continue;
                 }
-                continue;
             };
             let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
                 count(ConnectionResult::Limit);
@@ -188,9 +197,9 @@ struct OfSource {
 }
 
 impl OfSource {
-    fn open(sources: &Arc<Mutex<Sources>>, address: IpAddr) -> Option<Self> {
+    fn open(sources: &Arc<Mutex<Sources>>, address: IpAddr) -> Result<Self, TooMany> {
         let opened = sources.lock().unwrap_or_else(PoisonError::into_inner).open(address, Instant::now());
-        opened.ok().map(|()| Self { sources: Arc::clone(sources), address })
+        opened.map(|()| Self { sources: Arc::clone(sources), address })
     }
 }
 

@@ -31,14 +31,19 @@ impl Hello {
         self.deadline
     }
 
-    /// More is left in the device's socket, and copied when a backend has spoken.
+    /// No more is kept: what else the device says is left in its socket.
     pub(super) fn is_full(&self) -> bool {
         self.bytes.len() >= HELLO_BYTES_MAX
     }
 
     /// Whether a server can be expected to answer.
     pub(super) fn is_complete(&self) -> bool {
-        self.is_full() || is_complete(&self.bytes)
+        is_complete(&self.bytes)
+    }
+
+    /// It is longer than what can be said again: one backend must have all of it, and then there is no other.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.is_full() && !self.is_complete()
     }
 
     /// Reads more from the device. Answers where the new bytes start.

@@ -5,7 +5,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 /// 1 while the backend passes its checks; label `backend`.
 pub const BACKEND_UP: &str = "posthouse_front_backend_up";
-/// 1 while the backend takes new connections: up, ready, not draining; label `backend`.
+/// 1 while the backend takes new connections: up, ready, not draining, and none is better; label `backend`.
 pub const BACKEND_ELIGIBLE: &str = "posthouse_front_backend_eligible";
 /// Sessions that are open now.
 pub const SESSIONS: &str = "posthouse_front_sessions";
@@ -22,6 +22,29 @@ pub const BANNER_TIMEOUT_SECONDS: &str = "posthouse_front_banner_timeout_seconds
 
 /// 1 while no backend of the service is well and the least sick one is used; label `service`.
 pub const PANIC: &str = "posthouse_front_panic";
+
+/// 1 while every backend in rotation of the service may act on old state; labels `service` and `reason`.
+pub const STALE: &str = "posthouse_front_stale";
+
+/// Why what the backends of a service know may be old.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StaleReason {
+    /// None of them hears a leader: the quorum is gone.
+    Leaderless,
+    /// None of them speaks to this front.
+    Unheard,
+}
+
+impl StaleReason {
+    pub(super) const ALL: [Self; 2] = [Self::Leaderless, Self::Unheard];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Leaderless => "leaderless",
+            Self::Unheard => "unheard",
+        }
+    }
+}
 
 /// How a connection began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +115,7 @@ pub(super) fn register() {
     describe_counter!(CHECK_FAILURES_TOTAL, "Checks of backends that failed.");
     describe_gauge!(BANNER_TIMEOUT_SECONDS, Unit::Seconds, "How long a backend may be silent now.");
     describe_gauge!(PANIC, "1 while no backend of the service is well and the least sick one is used.");
+    describe_gauge!(STALE, "1 while every backend in rotation of the service may act on old state.");
     gauge!(SESSIONS).set(0.0);
     counter!(SESSIONS_BROKEN_TOTAL).absolute(0);
     for result in ConnectionResult::ALL {
@@ -105,6 +129,9 @@ pub(super) fn register() {
 /// Registers the series of one service.
 pub(super) fn register_service(port: u16) {
     gauge!(PANIC, "service" => port.to_string()).set(0.0);
+    for reason in StaleReason::ALL {
+        gauge!(STALE, "service" => port.to_string(), "reason" => reason.as_str()).set(0.0);
+    }
 }
 
 /// Registers the series of one backend.

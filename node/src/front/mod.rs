@@ -3,6 +3,7 @@
 //! exception: SMTP servers speak first, so a node that does not is replaced before the device has heard anything.
 //! It imports no mail, no state and no raft.
 
+mod alarm;
 mod backend;
 mod balance;
 mod check;
@@ -91,6 +92,8 @@ pub enum FrontError {
 
 /// The kernel cuts this down to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// How often the front looks whether something has been wrong for a while.
+const ALARM_INTERVAL: Duration = Duration::from_millis(500);
 /// Sessions that were cut at the drain deadline have so long to be dropped.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -153,6 +156,7 @@ impl FrontHandle {
             sessions: shared.forwarder.sessions(),
             signing_key_id: shared.orders.key_id(),
             revision: shared.pool.known().borrow().revision,
+            warnings: status::stale(&listeners, &backends),
             listeners,
             backends,
         }
@@ -257,6 +261,13 @@ impl Front {
         background.spawn(check::run(Arc::clone(&shared.pool), outward, config.check.clone(), background.clone()));
         background.spawn(watch::run(watching, background.clone()));
         background.spawn(Arc::clone(&shared.forwarder.idle).sweep(background.clone()));
+        let alarmed = Arc::clone(&shared.pool);
+        background.spawn_until_ended(async move {
+            loop {
+                tokio::time::sleep(ALARM_INTERVAL).await;
+                alarmed.say_alarms();
+            }
+        });
         let accepting = scope.child();
         for (listener, service) in sockets {
             accepting.spawn(Arc::clone(&shared.forwarder).accept(listener, service, accepting.clone()));

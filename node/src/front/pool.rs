@@ -1,7 +1,7 @@
 //! The backends of this front: what the cluster says of them, what each says of itself, what checks and connections
 //! found. Writers hold a short lock and publish; an accept reads what was published and takes no lock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,12 +12,13 @@ use metrics::{counter, gauge};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+use super::alarm::Alarms;
 use super::backend::{Administrative, CheckPolicy, Counter, Flip, Readiness, Standing, standing};
 use super::balance::{Algorithm, Candidate, affinity, pick};
 use super::check::CheckFailure;
-use super::metrics_names::{self, BACKEND_ELIGIBLE, BACKEND_UP, BANNER_TIMEOUT_SECONDS, CHECK_FAILURES_TOTAL, PANIC};
+use super::metrics_names::{self, BACKEND_ELIGIBLE, BACKEND_UP, BANNER_TIMEOUT_SECONDS, CHECK_FAILURES_TOTAL};
 use super::patience::Patience;
 use super::status::BackendStatus;
 
@@ -74,8 +75,7 @@ struct Inner {
     /// Whether the set came from a node of this cluster, and not from the file.
     is_live: bool,
     entries: BTreeMap<String, Entry>,
-    /// Services of which no backend is well.
-    panicking: BTreeSet<u16>,
+    alarms: Alarms,
 }
 
 struct Entry {
@@ -93,6 +93,13 @@ impl Entry {
     fn standing(&self) -> Standing {
         standing(&self.counter, Administrative::from_wire(&self.known.state), &self.readiness)
     }
+
+    /// Whether it takes new connections as a matter of course: it is well, and nobody is better who has one of its
+    /// services.
+    fn is_eligible(&self, best: &BTreeMap<u16, Standing>) -> bool {
+        let standing = self.standing();
+        standing.is_well() && self.known.services.iter().any(|service| best.get(&service.port) == Some(&standing))
+    }
 }
 
 #[derive(Clone)]
@@ -105,6 +112,9 @@ struct Published {
     sessions: Arc<AtomicUsize>,
 }
 
+/// The kernel asks again after 1 and 3 s (RFC 6298 §2, tcp(7)), when the backend's queue was full. A longer deadline
+/// would only find a machine that starts again later.
+const CONNECT_TIMEOUT_MAX: Duration = Duration::from_millis(3_500);
 /// A weight of 1 in full, so that a slow start has steps.
 const WEIGHT_SCALE: u32 = 100;
 /// Where a slow start begins.
@@ -128,27 +138,17 @@ pub(super) struct Picked {
     pub session: BackendSession,
 }
 
-/// Says which services have no backend that is well, when that turns. The least sick one is used all the same, and
-/// somebody has to come and look.
-fn look_for_panic(inner: &mut Inner) {
-    let all: BTreeSet<u16> =
-        inner.entries.values().flat_map(|entry| entry.known.services.iter()).map(|s| s.port).collect();
-    let has = |port: u16, is: fn(Standing) -> bool| {
-        let mut having = inner.entries.values().filter(|entry| entry.known.services.iter().any(|s| s.port == port));
-        having.any(|entry| is(entry.standing()))
-    };
-    let now: BTreeSet<u16> = all.iter().copied().filter(|port| !has(*port, Standing::is_eligible)).collect();
-    for port in now.difference(&inner.panicking) {
-        let least_sick = if has(*port, Standing::is_usable) { "used" } else { "none can be used" };
-        error!(service = port, least_sick, "no backend of this service is well");
+/// The best standing that each service has.
+fn best_of(entries: &BTreeMap<String, Entry>) -> BTreeMap<u16, Standing> {
+    let mut best = BTreeMap::new();
+    for entry in entries.values() {
+        let standing = entry.standing();
+        for service in &entry.known.services {
+            let found = best.entry(service.port).or_insert(standing);
+            *found = standing.min(*found);
+        }
     }
-    for port in inner.panicking.difference(&now) {
-        info!(service = port, "a backend of this service is well again");
-    }
-    for port in all {
-        gauge!(PANIC, "service" => port.to_string()).set(f64::from(u8::from(now.contains(&port))));
-    }
-    inner.panicking = now;
+    best
 }
 
 /// Counts one session of a backend while it lives.
@@ -256,16 +256,17 @@ impl Pool {
     fn publish(&self, inner: &mut Inner) {
         let now = Instant::now();
         for entry in inner.entries.values_mut() {
-            match (entry.standing().is_eligible(), entry.well_since) {
+            match (entry.standing().is_well(), entry.well_since) {
                 (true, None) => entry.well_since = Some(now),
                 (false, Some(_)) => entry.well_since = None,
                 _ => {}
             }
         }
-        look_for_panic(inner);
+        let best = best_of(&inner.entries);
+        inner.alarms.look(&best, now);
         let published = inner.entries.iter().map(|(name, entry)| {
             let standing = entry.standing();
-            let is_eligible = standing.is_eligible();
+            let is_eligible = entry.is_eligible(&best);
             gauge!(BACKEND_UP, "backend" => name.clone()).set(f64::from(u8::from(entry.counter.is_up())));
             gauge!(BACKEND_ELIGIBLE, "backend" => name.clone()).set(f64::from(u8::from(is_eligible)));
             Published {
@@ -379,42 +380,84 @@ impl Pool {
 
     /// How long a backend may be silent now, before another one is asked or, when there is none, the device is given up.
     pub(super) fn banner_deadline(&self, is_last: bool) -> Duration {
-        let mut patience = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut patience = self.patience();
         gauge!(BANNER_TIMEOUT_SECONDS).set(patience.deadline(Instant::now(), false).as_secs_f64());
         patience.deadline(Instant::now(), is_last)
     }
 
-    /// A backend was silent for a device. Counted as a failure unless most of them are: then it is overload.
-    pub(super) fn was_silent(&self, node: &str) {
-        let active = self.published.load().iter().filter(|one| one.standing != Standing::Draining).count();
-        let mut patience = self.patience.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_overload = patience.was_late(node, active, Instant::now());
-        drop(patience);
+    /// How long a connection to a backend may take now.
+    pub(super) fn connect_deadline(&self, base: Duration) -> Duration {
+        self.patience().grown(base, CONNECT_TIMEOUT_MAX, Instant::now())
+    }
+
+    /// How long the walk of a check may take now.
+    pub(super) fn check_deadline(&self, base: Duration) -> Duration {
+        let mut patience = self.patience();
+        let (now, most) = (Instant::now(), patience.deadline(Instant::now(), true));
+        patience.grown(base, most, now)
+    }
+
+    fn patience(&self) -> MutexGuard<'_, Patience> {
+        self.patience.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Backends that could be asked.
+    fn wanted(&self) -> usize {
+        self.published.load().iter().filter(|one| one.standing != Standing::Draining).count()
+    }
+
+    /// A backend did not connect or speak to a device in time. Counted as a failure unless most of them are late: then
+    /// it is overload.
+    pub(super) fn was_late(&self, node: &str, failure: &CheckFailure) {
+        let wanted = self.wanted();
+        let is_overload = self.patience().was_late(node, wanted, Instant::now());
         if !is_overload {
-            self.failed(node, &CheckFailure::Silent);
+            self.failed(node, failure);
         }
         self.check_soon(node);
     }
 
     /// A backend spoke to a device in time.
     pub(super) fn was_in_time(&self, node: &str) {
-        self.patience.lock().unwrap_or_else(PoisonError::into_inner).was_in_time(node, Instant::now());
+        self.patience().was_in_time(node, Instant::now());
+    }
+
+    /// A check is over: whether it was so in time says something about overload, the rest about the backend. Answers
+    /// whether the backend's state is still changing.
+    pub(super) fn checked(&self, node: &str, result: &Result<(), CheckFailure>) -> bool {
+        if let Err(CheckFailure::ConnectTimeout | CheckFailure::Silent) = result {
+            let wanted = self.wanted();
+            self.patience().was_late_for_check(node, wanted, Instant::now());
+        } else {
+            self.patience().was_in_time_for_check(node, Instant::now());
+        }
+        match result {
+            Ok(()) => self.succeeded(node),
+            Err(failure) => self.failed(node, failure),
+        }
+    }
+
+    /// Says what has been wrong with a whole service for a while.
+    pub(super) fn say_alarms(&self) {
+        self.inner().alarms.say(Instant::now());
     }
 
     /// Every backend, for people.
     pub(super) fn status(&self) -> Vec<BackendStatus> {
         let inner = self.inner();
+        let best = best_of(&inner.entries);
         let of = |(name, entry): (&String, &Entry)| {
             let (is_ready, reason, has_leader) = match &entry.readiness {
-                Readiness::Unknown => (None, String::new(), None),
-                Readiness::Ready { has_leader } => (Some(true), String::new(), Some(*has_leader)),
+                Readiness::Unknown => (None, "its stream is not there".to_owned(), None),
+                Readiness::Ready { has_leader: false } => (Some(true), "it hears no leader".to_owned(), Some(false)),
+                Readiness::Ready { has_leader: true } => (Some(true), String::new(), Some(true)),
                 Readiness::NotReady { reason, .. } => (Some(false), reason.clone(), None),
             };
             BackendStatus {
                 name: name.clone(),
                 state: Administrative::from_wire(&entry.known.state).as_str(),
                 up: entry.counter.is_up(),
-                eligible: entry.standing().is_eligible(),
+                eligible: entry.is_eligible(&best),
                 weight: entry.known.weight,
                 effective_weight_percent: effective_weight(
                     entry.known.weight,
@@ -517,6 +560,28 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn whoever_does_not_speak_for_itself_is_used_when_nobody_does() {
+        let pool = pool();
+        pool.learn(set(1, vec![known("n1", "active", ""), known("n2", "active", "")]));
+        pool.succeeded("n1");
+        pool.succeeded("n2");
+        let eligible = || pool.status().into_iter().filter(|one| one.eligible).map(|one| one.name).collect::<Vec<_>>();
+        assert_eq!(eligible(), ["n1", "n2"], "a front works without the cluster");
+        pool.node_said("n2", Readiness::Ready { has_leader: true });
+        assert_eq!(eligible(), ["n2"]);
+        for turn in 0..3 {
+            assert_eq!(pool.pick(25, SOURCE, turn, &[]).unwrap().name.as_ref(), "n2");
+        }
+        pool.node_said("n2", Readiness::Ready { has_leader: false });
+        assert_eq!(eligible(), ["n2"], "it says at least that it knows nothing new");
+        pool.node_said("n1", Readiness::Ready { has_leader: true });
+        assert_eq!(eligible(), ["n1"], "and whoever hears a leader is better");
+        pool.node_said("n1", Readiness::Unknown);
+        pool.node_said("n2", Readiness::Unknown);
+        assert_eq!(eligible(), ["n1", "n2"], "the rotation is never empty because streams are gone");
+    }
+
+    #[test]
     fn a_backend_that_came_up_gets_its_share_by_and_by() {
         let (now, slow) = (Instant::now(), Duration::from_secs(10));
         let at = |seconds| effective_weight(2, Some(now), slow, now + Duration::from_secs(seconds));
@@ -528,7 +593,7 @@ pub(super) mod tests {
     fn panic_is_said_per_service_and_taken_back() {
         let pool = pool();
         pool.learn(set(1, vec![known("n1", "active", ""), known("n2", "active", "")]));
-        let panics = |pool: &Pool| pool.inner().panicking.contains(&25);
+        let panics = |pool: &Pool| pool.inner().alarms.is_panicking(25);
         assert!(panics(&pool), "nobody has been seen well yet");
         pool.succeeded("n1");
         assert!(!panics(&pool));

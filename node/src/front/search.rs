@@ -1,19 +1,20 @@
 //! Finding a backend that speaks, for one device. SMTP servers speak first: until a backend's first byte arrives
 //! nothing has been said by the device, so a backend that refuses, resets or closes without a byte is replaced by the
-//! next one. One that is silent is not given up, only joined: the next one is asked too, and whoever speaks first has
+//! next one. One that is silent or slow to connect is not given up, only joined: the next one is asked too, and whoever speaks first has
 //! the device. So the device sees one greeting, and slow backends are not punished with more attempts than there are
 //! backends.
 
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use metrics::counter;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use super::check::CheckFailure;
@@ -62,6 +63,14 @@ struct Waiting {
     session: BackendSession,
 }
 
+/// A backend that has not connected in time, and still may.
+struct Dialling<'a> {
+    picked: Picked,
+    connecting: Connecting<'a>,
+}
+
+type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send + 'a>>;
+
 /// What a backend did instead of speaking.
 struct Fault(RetryReason, String);
 
@@ -77,6 +86,7 @@ pub(super) struct Search<'a> {
     tried: Vec<Arc<str>>,
     /// The newest is last.
     waiting: Vec<Waiting>,
+    dialling: Vec<Dialling<'a>>,
 }
 
 impl<'a> Search<'a> {
@@ -87,7 +97,8 @@ impl<'a> Search<'a> {
         hello: Option<Hello>,
         attempts_max: usize,
     ) -> Self {
-        Self { pool, outward, caller, hello, attempts_max, turn: pool.turn(), tried: Vec::new(), waiting: Vec::new() }
+        let (tried, waiting, dialling) = (Vec::new(), Vec::new(), Vec::new());
+        Self { pool, outward, caller, hello, attempts_max, turn: pool.turn(), tried, waiting, dialling }
     }
 
     /// Offers the device to one backend after the other, each at most once, until one speaks.
@@ -97,7 +108,7 @@ impl<'a> Search<'a> {
     pub(super) async fn run(mut self) -> Result<Found, NotFound> {
         loop {
             let is_last = !self.offer().await;
-            if self.waiting.is_empty() {
+            if self.is_alone() {
                 return Err(NotFound::Nobody);
             }
             if let Some(end) = self.listen(is_last).await {
@@ -114,26 +125,38 @@ impl<'a> Search<'a> {
                 return false;
             };
             self.tried.push(Arc::clone(&picked.name));
-            let backend = Arc::clone(&picked.name);
-            match self.tell(picked).await {
-                Ok(waiting) => {
-                    self.waiting.push(waiting);
-                    return true;
+            let deadline = self.pool.connect_deadline(self.outward.connect_timeout());
+            // Boxed, and with an address of its own: it may go on while others are asked.
+            let (outward, address) = (self.outward, picked.address.clone());
+            let mut connecting: Connecting<'a> = Box::pin(async move { outward.connect_patiently(&address).await });
+            match timeout(deadline, &mut connecting).await {
+                Ok(Ok(stream)) => {
+                    let backend = Arc::clone(&picked.name);
+                    match self.tell(picked, stream).await {
+                        Ok(waiting) => {
+                            self.waiting.push(waiting);
+                            return true;
+                        }
+                        Err(fault) => self.blame(&backend, &fault),
+                    }
                 }
-                Err(fault) => self.blame(&backend, &fault),
+                Ok(Err(error)) => self.blame(&picked.name, &Fault(RetryReason::Refused, error.to_string())),
+                Err(_) => {
+                    let cause = format!("no connection in {} ms", deadline.as_millis());
+                    self.blame(&picked.name, &Fault(RetryReason::ConnectTimeout, cause));
+                    self.dialling.push(Dialling { picked, connecting });
+                }
             }
         }
         false
     }
 
-    async fn tell(&self, picked: Picked) -> Result<Waiting, Fault> {
-        let mut stream = self.outward.connect(&picked.address).await.map_err(|failure| {
-            let reason = match failure {
-                CheckFailure::ConnectTimeout => RetryReason::ConnectTimeout,
-                _ => RetryReason::Refused,
-            };
-            Fault(reason, failure.to_string())
-        })?;
+    /// Whether there is nobody left who could speak.
+    fn is_alone(&self) -> bool {
+        self.waiting.is_empty() && self.dialling.is_empty()
+    }
+
+    async fn tell(&mut self, picked: Picked, mut stream: TcpStream) -> Result<Waiting, Fault> {
         let mut bytes = self.outward.header(&About {
             node: &picked.name,
             service_port: self.caller.service,
@@ -147,14 +170,32 @@ impl<'a> Search<'a> {
         Ok(Waiting { stream, backend: picked.name, session: picked.session })
     }
 
+    /// One that was slow to connect has done so, or will not.
+    async fn is_dialled(&mut self, index: usize, connected: io::Result<TcpStream>) {
+        let Dialling { picked, .. } = self.dialling.remove(index);
+        let backend = Arc::clone(&picked.name);
+        let told = match connected {
+            Ok(stream) => self.tell(picked, stream).await,
+            Err(error) => Err(Fault(RetryReason::Refused, error.to_string())),
+        };
+        match told {
+            // Not the newest: that one's deadline is running.
+            Ok(waiting) => self.waiting.insert(0, waiting),
+            Err(fault) => self.blame(&backend, &fault),
+        }
+    }
+
     /// Waits for a first byte. Nothing: another backend should be asked too, which is never so when `is_last`.
     async fn listen(&mut self, is_last: bool) -> Option<Result<Found, NotFound>> {
         let patience = self.pool.banner_deadline(is_last);
         // Where the device must speak first the backends' time starts when it has: until then the silence is its own.
         let mut deadline = self.spoken().then(|| Instant::now() + patience);
         loop {
+            if let Some(found) = self.must_commit() {
+                return Some(Ok(found));
+            }
             let until = deadline.unwrap_or_else(|| self.hello.as_ref().map_or_else(Instant::now, Hello::deadline));
-            let (waiting, device) = (&self.waiting, self.caller.device);
+            let (waiting, dialling, device) = (&self.waiting, &mut self.dialling, self.caller.device);
             tokio::select! {
                 // A backend that speaks wins over a device that leaves at the same moment.
                 biased;
@@ -172,7 +213,13 @@ impl<'a> Search<'a> {
                     if !is_last && was_newest {
                         return None;
                     }
-                    if self.waiting.is_empty() {
+                    if self.is_alone() {
+                        return is_last.then_some(Err(NotFound::Nobody));
+                    }
+                }
+                (index, connected) = first_dialled(dialling) => {
+                    self.is_dialled(index, connected).await;
+                    if self.is_alone() {
                         return is_last.then_some(Err(NotFound::Nobody));
                     }
                 }
@@ -186,6 +233,14 @@ impl<'a> Search<'a> {
                 () = sleep_until(until) => return self.is_over(deadline.is_some(), is_last, patience),
             }
         }
+    }
+
+    /// A device whose ClientHello is longer than what can be said again: the newest backend gets the rest, and no server
+    /// would speak before it has.
+    fn must_commit(&mut self) -> Option<Found> {
+        self.hello.as_ref().filter(|hello| hello.is_too_long())?;
+        let Waiting { stream, backend, session } = self.waiting.pop()?;
+        Some(Found { stream, backend, session, first: Vec::new() })
     }
 
     /// The time is up: whose fault is it, and is there anything left to try?
@@ -222,8 +277,8 @@ impl<'a> Search<'a> {
         debug!(session.id = self.caller.session_id, backend, reason = reason.as_str(), cause, "backend did not speak");
         match reason {
             RetryReason::Refused => _ = self.pool.failed(backend, &CheckFailure::Refused(cause.clone())),
-            RetryReason::ConnectTimeout => _ = self.pool.failed(backend, &CheckFailure::ConnectTimeout),
-            RetryReason::Silent => return self.pool.was_silent(backend),
+            RetryReason::ConnectTimeout => return self.pool.was_late(backend, &CheckFailure::ConnectTimeout),
+            RetryReason::Silent => return self.pool.was_late(backend, &CheckFailure::Silent),
             // A node may refuse one device for its own sake, and a device can provoke it: the check finds the truth.
             RetryReason::Reset | RetryReason::Closed => {}
         }
@@ -249,6 +304,22 @@ async fn first_bytes(waiting: &[Waiting]) -> (usize, Result<Vec<u8>, Fault>) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => return Poll::Ready((index, Err(broken(error)))),
                 }
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// The first of the slow backends that connects or fails.
+///
+/// # Cancel safety
+/// Cancel safe: what is ready is answered at once.
+async fn first_dialled(dialling: &mut [Dialling<'_>]) -> (usize, io::Result<TcpStream>) {
+    poll_fn(|cx| {
+        for (index, one) in dialling.iter_mut().enumerate() {
+            if let Poll::Ready(connected) = one.connecting.as_mut().poll(cx) {
+                return Poll::Ready((index, connected));
             }
         }
         Poll::Pending

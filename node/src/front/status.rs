@@ -1,5 +1,7 @@
 //! What a front says of itself: for `/readyz`, for people, and for whoever holds the VIP.
 
+use std::collections::BTreeSet;
+
 use posthouse_proto::v1;
 use serde::Serialize;
 
@@ -12,6 +14,8 @@ pub struct FrontStatus {
     pub ready: bool,
     /// Why not.
     pub reasons: Vec<String>,
+    /// What is wrong and no reason to send devices elsewhere.
+    pub warnings: Vec<String>,
     /// It is stopping, or an administrator drains it: the VIP should go elsewhere. What arrives is served all the same.
     pub draining: bool,
     /// Devices that are connected now.
@@ -77,6 +81,7 @@ impl FrontStatus {
             eligible: backend.eligible,
             readiness: match backend.ready {
                 None => "unknown",
+                Some(true) if backend.has_leader == Some(false) => "no leader",
                 Some(true) => "ready",
                 Some(false) => "not ready",
             }
@@ -115,12 +120,16 @@ impl FrontStatus {
             let up = if backend.up { "up" } else { "down" };
             text.push_str(&format!("[{sign}]backend/{} {up}, {}", backend.name, backend.state));
             if !backend.reason.is_empty() {
-                text.push_str(&format!(", not ready: {}", backend.reason));
+                let not_ready = if backend.ready == Some(false) { "not ready: " } else { "" };
+                text.push_str(&format!(", {not_ready}{}", backend.reason));
             }
             if backend.failures > 0 {
                 text.push_str(&format!(", {} failures, last: {}", backend.failures, backend.last_failure));
             }
             text.push('\n');
+        }
+        for warning in &self.warnings {
+            text.push_str(&format!("[!]{warning}\n"));
         }
         for reason in &self.reasons {
             text.push_str(&format!("[-]{reason}\n"));
@@ -132,9 +141,28 @@ impl FrontStatus {
 
 /// Names the services that no backend in rotation has.
 pub(super) fn unserved(listeners: &[ListenerStatus], backends: &[BackendStatus]) -> Vec<String> {
-    let mut ports: Vec<u16> = listeners.iter().map(|listener| listener.service_port).collect();
-    ports.sort_unstable();
-    ports.dedup();
-    ports.retain(|port| !backends.iter().any(|backend| backend.eligible && backend.services.contains(port)));
-    ports.iter().map(|port| format!("service {port}: no backend is up and ready")).collect()
+    let unserved = ports(listeners).filter(|port| in_rotation(backends, *port).next().is_none());
+    unserved.map(|port| format!("service {port}: no backend is up and ready")).collect()
+}
+
+/// Names the services of which every backend in rotation may act on old state.
+pub(super) fn stale(listeners: &[ListenerStatus], backends: &[BackendStatus]) -> Vec<String> {
+    let stale = ports(listeners).filter_map(|port| {
+        // Whoever hears a leader is more than one that does not, and that one more than one that says nothing.
+        match in_rotation(backends, port).map(|backend| backend.has_leader).max()? {
+            Some(true) => None,
+            Some(false) => Some(format!("service {port}: no backend hears a leader, their state may be old")),
+            None => Some(format!("service {port}: no backend's stream is there, their state may be old")),
+        }
+    });
+    stale.collect()
+}
+
+fn ports(listeners: &[ListenerStatus]) -> impl Iterator<Item = u16> {
+    listeners.iter().map(|listener| listener.service_port).collect::<BTreeSet<_>>().into_iter()
+}
+
+/// Those in rotation that have a service.
+fn in_rotation(backends: &[BackendStatus], port: u16) -> impl Iterator<Item = &BackendStatus> {
+    backends.iter().filter(move |backend| backend.eligible && backend.services.contains(&port))
 }

@@ -34,11 +34,18 @@ impl House {
 
     /// Returns when `up` backends are up.
     async fn open_with(backends: Vec<Known>, up: usize, more: &str) -> Self {
+        Self::open_patient(backends, up, more, None).await
+    }
+
+    /// With another `banner_timeout_max`.
+    async fn open_patient(backends: Vec<Known>, up: usize, more: &str, most: Option<Duration>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let set = KnownSet { cluster_id: "c".to_owned(), revision: 1, backends };
         std::fs::write(watch::known_path(dir.path()), serde_json::to_vec(&set).unwrap()).unwrap();
+        let mut config = config(dir.path(), more);
+        config.check.banner_timeout_max = most.unwrap_or(config.check.banner_timeout_max);
         let options = FrontOptions {
-            config: config(dir.path(), more),
+            config,
             key: key(),
             dial: Arc::new(NoCluster),
             seeds: vec![],
@@ -156,6 +163,24 @@ async fn slow_backends_are_waited_for_when_there_is_nobody_else() {
     for device in devices {
         assert_eq!(quit(device).await, "221 bye\r\n", "a second greeting was heard");
     }
+    scope.end();
+}
+
+#[tokio::test]
+async fn backends_that_are_slow_to_connect_are_waited_for_when_there_is_nobody_else() {
+    let (scope, relief) = (Scope::new(), Arc::new(tokio::sync::Semaphore::new(0)));
+    let one = Fake::overrun("n1", Arc::clone(&relief), &scope).await;
+    let two = Fake::overrun("n2", Arc::clone(&relief), &scope).await;
+    let backends = [&one, &two].map(|fake| fake.known("active")).to_vec();
+    let house = House::open_patient(backends, 0, "", Some(PATIENCE)).await;
+    let mut device = house.device().await;
+    // Much longer than two times connect_timeout; the kernel asks again after one second.
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    relief.add_permits(2);
+    let greeting = line(&mut device).await;
+    assert!(greeting.starts_with("220 n"), "{greeting:?}");
+    assert_eq!(quit(device).await, "221 bye\r\n", "a second greeting was heard");
+    eventually("they pass again", || house.handle.status().backends.iter().all(|backend| backend.up)).await;
     scope.end();
 }
 
