@@ -378,9 +378,9 @@ pub(crate) const ALL: &[ProblemCode] = &[
     ),
     code(
         "PH-NODE-003",
-        "This is the last active node.",
+        "This is the last node that is active, reachable and ready.",
         "With it drained no node would take new connections, and the address would stop answering.",
-        "Resume another node first, or insist with --force.",
+        "Mend or resume another node first, or insist with --force.",
     ),
     code(
         "PH-NODE-004",

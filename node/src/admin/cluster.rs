@@ -235,8 +235,44 @@ pub(super) async fn set_node_state(
             return Err(invalid("PH-NODE-006", "the node state is not valid", cause, "posthousectl node drain|resume"));
         }
     };
+    if state == MemberState::Draining && !request.force {
+        must_leave_one(context, &request.node).await?;
+    }
     let change = Change::SetMemberState { name: request.node, state, force: request.force };
     AdminService::write(context, actor, request.options, change, vec![]).await
+}
+
+/// Refuses to drain the last node that would answer well. The agreed state knows only who is *wanted*; who is dead, or
+/// not ready, has to be asked. When none is ready fronts use the least sick, and any of them may go but the last.
+async fn must_leave_one(context: &Context, node: &str) -> Result<(), Status> {
+    let view = context.view();
+    let is_active = |member: &&Member| member.state == MemberState::Active;
+    let members: Vec<Member> =
+        view.state.members.values().map(|found| &found.value).filter(is_active).cloned().collect();
+    let answers = futures_util::future::join_all(members.iter().map(|member| member_status(context, member))).await;
+    let asked: Vec<_> = members.iter().zip(&answers).collect();
+    let Some((_, own)) = asked.iter().find(|(member, _)| member.name == node) else {
+        // Not there, or draining already: the agreed state says so.
+        return Ok(());
+    };
+    let own_ready = own.as_ref().is_some_and(|answer| answer.ready);
+    let others = || asked.iter().filter(|(member, _)| member.name != node);
+    if others().filter_map(|(_, answer)| answer.as_ref()).any(|answer| answer.ready || !own_ready) {
+        return Ok(());
+    }
+    let others = others().map(|(member, answer)| match answer {
+        Some(answer) => format!("{} is not ready ({})", member.name, answer.reason),
+        None => format!("{} does not answer", member.name),
+    });
+    let others = others.collect::<Vec<_>>().join(", ");
+    let cause = if others.is_empty() { "no other node is active".to_owned() } else { others };
+    Err(failed(problem(
+        exit::NO,
+        "PH-NODE-003",
+        format!("\"{node}\" is the last node that would take new connections"),
+        format!("{cause}: with it drained the address would stop answering, or be answered by a node that is not well"),
+        "mend or resume another node first, or insist with --force",
+    )))
 }
 
 /// Waits until every member uses a revision. Names those that do not in time.
