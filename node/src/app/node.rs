@@ -325,6 +325,7 @@ impl Node {
                 data_key,
                 node_name: identity.name.clone(),
                 fqdn,
+                front_clocks: dir.join("front-clocks.json"),
                 proxy: self.config.proxy_protocol.clone(),
                 xclient: self.config.xclient.clone(),
                 admission: self.admission.subscribe(),

@@ -25,6 +25,8 @@ const V1_START: &[u8] = b"PROXY ";
 const V2_START: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// One complaint about one address in this time.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+/// How long a node that refuses waits to see whose connection it refuses; fronts send their header at once.
+const CHECK_HEADER_TIMEOUT: Duration = Duration::from_millis(200);
 /// Addresses complained about that are remembered.
 const COMPLAINTS_MAX: usize = 1024;
 
@@ -50,6 +52,8 @@ pub(super) struct Introduced {
     pub(super) front: Option<String>,
     /// A check by the front itself: it greets and leaves.
     pub(super) probe: bool,
+    /// One of our fronts has signed for all this.
+    pub(super) signed: bool,
     /// One string that finds everything about the session.
     pub(super) session_id: String,
     /// What came after the header in the same segment.
@@ -84,6 +88,7 @@ pub(super) async fn introduce(
             dialled,
             front: None,
             probe: false,
+            signed: false,
             session_id: new_session_id(),
             rest: Vec::new(),
         });
@@ -93,7 +98,7 @@ pub(super) async fn introduce(
         Ok(Ok(read)) => read,
         Ok(Err(Refused::Silent)) => return None,
         Ok(Err(Refused::Missing(cause))) => {
-            refuse(shared, peer, "missing", &cause, "it is listed as a balancer or front and must send a PROXY header");
+            refuse(shared, peer, "missing", &cause, must_send(owed));
             return None;
         }
         Err(_) => {
@@ -102,7 +107,7 @@ pub(super) async fn introduce(
                 peer,
                 "missing",
                 "no PROXY header in time",
-                "raise proxy_protocol.header_timeout if it is slow",
+                "have it send one, or raise proxy_protocol.header_timeout if it is slow",
             );
             return None;
         }
@@ -132,7 +137,18 @@ pub(super) async fn introduce(
         (Some(source), Some(destination)) => (false, source, destination.ip()),
         _ => (true, peer, tcp.local_addr().map_or_else(|_| peer.ip(), |local| local.ip())),
     };
-    Some(Introduced { source, dialled: dialled.to_canonical(), front: Some(front), probe, session_id, rest })
+    let (dialled, signed) = (dialled.to_canonical(), owed == Owed::Signed);
+    Some(Introduced { source, dialled, front: Some(front), probe, signed, session_id, rest })
+}
+
+/// Whether a connection from the address of a front is no more than a check, for a node that takes none anyway. It
+/// changes nothing: a header of which only so much is asked may be seen again.
+pub(super) async fn is_check(shared: &Shared, view: &StateView, tcp: &mut TcpStream) -> bool {
+    let read = tokio::time::timeout(CHECK_HEADER_TIMEOUT, read_header(tcp)).await;
+    let Ok(Ok((header, raw, _))) = read else { return false };
+    let keys = shared.front_keys.of(view);
+    header.command == Command::Local
+        && verify(&header, &raw, |id| keys.get(id).cloned(), &shared.options.node_name, now_ms()).is_ok()
 }
 
 /// Checks a front's signature, its freshness and the service it names.
@@ -154,6 +170,7 @@ fn believe(
     if verified.service_port != service_port {
         return Err(format!("the header is for service {}, the socket for {service_port}", verified.service_port));
     }
+    shared.front_clocks.saw(&verified.key_id, verified.time_ms, now_ms);
     let mut replay = shared.replay.lock().unwrap_or_else(PoisonError::into_inner);
     match replay.check_and_insert(&verified.key_id, verified.nonce, verified.time_ms, now_ms) {
         Replay::Fresh => Ok(verified.front),
@@ -211,6 +228,19 @@ async fn read_header(tcp: &mut TcpStream) -> Result<(Header, Vec<u8>, Vec<u8>), 
             Ok(0) => return Err(Refused::Missing("the connection ended inside the header".to_owned())),
             Ok(_) => {}
             Err(_) => return Err(Refused::Silent),
+        }
+    }
+}
+
+/// What to change about a peer that owes a header and sends something else.
+fn must_send(owed: Owed) -> &'static str {
+    match owed {
+        Owed::Signed => {
+            "a front dials from this address; if devices or another program share it, give the front one of its own \
+             (front.dial_from in the front file)"
+        }
+        Owed::Plain | Owed::Nothing => {
+            "have the balancer send PROXY headers, or take its address out of proxy_protocol.trusted in the node file"
         }
     }
 }

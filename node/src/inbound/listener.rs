@@ -58,6 +58,10 @@ async fn connection(
     let view = shared.view();
     let owed = header::owed(shared, &view, peer.ip());
     if let Some(reason) = shared.refusing() {
+        if owed == Owed::Signed && header::is_check(shared, &view, &mut tcp).await {
+            tracing::trace!(%peer, %reason, "check by a front refused");
+            return;
+        }
         counter!(CONNECTIONS, "connector" => "", "result" => "not_ready").increment(1);
         tracing::debug!(%peer, %reason, "connection refused: this node is not ready");
         // A front tries another node when it sees no byte; a device that came straight here is told.
@@ -69,7 +73,11 @@ async fn connection(
     let introduced = header::introduce(shared, &view, &mut tcp, peer, owed, service_port).await;
     let Some(introduced) = introduced else { return };
     if introduced.probe {
-        tracing::trace!(%peer, "check by a front");
+        if introduced.signed {
+            tracing::trace!(%peer, "check by a front");
+        } else {
+            tracing::debug!(%peer, "check by a balancer");
+        }
         driver::probe(shared, tcp, introduced, implicit_tls, ended).await;
         return;
     }

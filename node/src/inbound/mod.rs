@@ -4,6 +4,7 @@
 
 mod authenticate;
 mod driver;
+mod front_clocks;
 mod front_keys;
 mod header;
 mod leniencies;
@@ -18,6 +19,7 @@ mod recorder;
 mod xclient;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -28,6 +30,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use metrics_names::describe;
 
+use crate::clock::now_ms;
 use crate::config::{ProxyProtocolSection, SmtpSection, XclientSection};
 use crate::connector::{Principal, ReceiveConnector, Right, effective_rights};
 use crate::counts::Counts;
@@ -41,6 +44,7 @@ use crate::state::StateView;
 use crate::tls::{DeviceTls, FailedHandshakes};
 use crate::usage::Usages;
 use authenticate::Authenticator;
+use front_clocks::FrontClocks;
 use front_keys::FrontKeys;
 
 /// Connections that the kernel holds for us while we are busy.
@@ -64,6 +68,8 @@ pub struct InboundOptions {
     pub node_name: String,
     /// This node's name in banners and `Received` lines.
     pub fqdn: String,
+    /// Where it is kept how far the fronts' clocks are from ours.
+    pub front_clocks: PathBuf,
     /// Foreign balancers.
     pub proxy: ProxyProtocolSection,
     /// Proxies that speak SMTP themselves.
@@ -96,6 +102,7 @@ struct Shared {
     options: InboundOptions,
     authenticator: Authenticator,
     front_keys: FrontKeys,
+    front_clocks: Arc<FrontClocks>,
     replay: Mutex<ReplayWindow>,
     permits: Arc<Semaphore>,
     complaints: header::Complaints,
@@ -165,10 +172,13 @@ impl Inbound {
     pub fn start(sockets: Sockets, options: InboundOptions) -> Self {
         describe();
         let (accepting, sessions) = (Scope::new(), Scope::new());
+        let front_clocks = Arc::new(FrontClocks::load(options.front_clocks.clone()));
+        accepting.spawn_until_ended(Arc::clone(&front_clocks).keep());
         let shared = Arc::new(Shared {
             authenticator: Authenticator::new(),
             front_keys: FrontKeys::new(options.data_key.clone()),
-            replay: Mutex::default(),
+            replay: Mutex::new(ReplayWindow::starting(front_clocks.floors(now_ms()))),
+            front_clocks: Arc::clone(&front_clocks),
             permits: Arc::new(Semaphore::new(SESSIONS_MAX)),
             complaints: header::Complaints::default(),
             leniencies: leniencies::LeniencyCounts::default(),

@@ -48,6 +48,15 @@ impl ReplayWindow {
         Self { nonces_max: nonces_max.max(1), keys: BTreeMap::new() }
     }
 
+    /// A window that knows nothing of the time before it: headers of a key that were signed up to `floors` (in the
+    /// milliseconds of its front's clock) are refused unseen.
+    #[must_use]
+    pub fn starting(floors: BTreeMap<String, i64>) -> Self {
+        let of = |forgotten_until_ms| Seen { forgotten_until_ms, nonces: BTreeSet::new() };
+        let keys = floors.into_iter().map(|(key, floor)| (key, of(floor))).collect();
+        Self { keys, ..Self::default() }
+    }
+
     /// Asks whether this header is new, and remembers it.
     pub fn check_and_insert(&mut self, key_id: &str, nonce: [u8; 16], time_ms: i64, now_ms: i64) -> Replay {
         self.forget(now_ms.saturating_sub(CLOCK_WINDOW_MS));
