@@ -35,7 +35,7 @@ pub(crate) enum FrontCommand {
     Remove(RemoveArgs),
     /// The nodes as each front sees them
     Backends(BackendsArgs),
-    /// Move the address elsewhere; open sessions go on, and what still arrives is served
+    /// Move the address elsewhere; what still arrives is served
     Drain(StateArgs),
     /// Let the address come back
     Resume(StateArgs),
@@ -66,6 +66,16 @@ pub(crate) struct BackendsArgs {
 
 /// Flags of `front drain` and `front resume`.
 #[derive(Debug, Args)]
+#[command(
+    before_help = "A drained front answers 503 at /readyz and serves whoever still comes. Behind keepalived the address moves to another
+front within about two seconds; the sessions that are open then cannot move with it and end; a letter
+that had no 250 yet is the device's to send again. Where devices reach the front at an address of its own, or through a
+balancer that asks /readyz, open sessions go on until they are done.
+
+Examples:
+  posthousectl front drain front1
+  posthousectl front resume front1"
+)]
 pub(crate) struct StateArgs {
     /// Its name
     front: String,

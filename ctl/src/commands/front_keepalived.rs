@@ -226,7 +226,7 @@ mod tests {
         Front {
             name: name.to_owned(),
             source_addresses: vec![address.to_owned()],
-            http_address: "127.0.0.1:9181".to_owned(),
+            http_address: "127.0.0.1:9190".to_owned(),
             ..Front::default()
         }
     }
@@ -251,7 +251,7 @@ mod tests {
         let text = render(&args("f2"), &fronts).unwrap();
         assert!(text.contains("unicast_src_ip 10.20.0.22\n"), "{text}");
         assert!(text.contains("        10.20.0.21    # f1\n") && !text.contains("10.20.0.22    # f2"), "{text}");
-        assert!(text.contains("http://127.0.0.1:9181/livez"), "{text}");
+        assert!(text.contains("http://127.0.0.1:9190/livez"), "{text}");
     }
 
     #[test]
