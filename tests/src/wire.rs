@@ -31,6 +31,16 @@ impl Trust {
         roots.add(CertificateDer::from_pem_file(authority).unwrap()).unwrap();
         Self(Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
     }
+
+    /// The same, from a client whose ClientHello has at least so many bytes more.
+    #[must_use]
+    pub fn with_hello_of(self, bytes: usize) -> Self {
+        // 255 bytes and their length: the longest name of a protocol (RFC 7301 §3.1).
+        let protocol = |index: usize| format!("{index:0>255}").into_bytes();
+        let mut config = (*self.0).clone();
+        config.alpn_protocols = (0..bytes.div_ceil(256)).map(protocol).collect();
+        Self(Arc::new(config))
+    }
 }
 
 impl TestCluster {
