@@ -244,7 +244,15 @@ fn strays(store: &Store, from: MessageId, newest: MessageId) -> Result<Page, Spo
             iterator.next();
         }
     }
-    iterator.status().map_err(|error| SpoolError::Io(error.to_string()))?;
+    match iterator.status() {
+        // Pieces that cannot be read were named with their letter, above; those behind them wait for another start.
+        Err(error) if error.kind() == rocksdb::ErrorKind::Corruption => {
+            tracing::warn!(%error, "pieces without a letter were not all removed");
+            page.next = None;
+        }
+        Err(error) => return Err(SpoolError::Io(error.to_string())),
+        Ok(()) => {}
+    }
     if !batch.is_empty() {
         store.write(batch, false)?;
     }
