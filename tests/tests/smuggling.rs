@@ -1,9 +1,11 @@
 //! One letter never becomes two (CVE-2023-51764, -51765, -51766): every sequence that some server takes for the end
 //! of mail data, split over two segments or TLS records at every byte, from strangers, listed devices, credentials
-//! and through the front, plain and in TLS. Behind the sequence a whole second transaction waits to be believed.
+//! and through the front, plain and in TLS, as mail data and as chunks. Behind the sequence a whole second transaction
+//! waits to be believed.
 //!
-//! What must hold on each connection: no bare CR or LF is ever accepted, nothing of the second transaction ever
-//! arrives, and the connection ends after the refusal, because such a peer cannot frame its next command either.
+//! What must hold on each connection: no bare CR or LF is ever accepted, and nothing of the second transaction ever
+//! arrives. After mail data the connection ends with the refusal, because such a peer cannot frame its next command
+//! either; chunks are framed by their sizes (RFC 3030), so the session goes on, and a dot on its line is text.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::Result;
@@ -42,6 +44,13 @@ enum Origin {
     ThroughFront,
 }
 
+/// How the letter is handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Data,
+    Bdat,
+}
+
 /// How the letter is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cut {
@@ -57,6 +66,7 @@ struct Case {
     name: &'static str,
     sequence: &'static [u8],
     cut: Cut,
+    by: By,
     tls: bool,
     origin: Origin,
 }
@@ -64,11 +74,11 @@ struct Case {
 fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for origin in [Origin::Stranger, Origin::Listed, Origin::Credential, Origin::ThroughFront] {
-        for tls in [false, true] {
+        for (tls, by) in [(false, By::Data), (true, By::Data), (false, By::Bdat), (true, By::Bdat)] {
             for &(name, sequence) in SEQUENCES {
                 let cuts = (0..=sequence.len()).map(Cut::At).chain([Cut::Single]);
                 for cut in cuts {
-                    cases.push(Case { number: cases.len(), name, sequence, cut, tls, origin });
+                    cases.push(Case { number: cases.len(), name, sequence, cut, by, tls, origin });
                 }
             }
         }
@@ -157,6 +167,31 @@ impl Scene {
         Ok(wire)
     }
 
+    /// Sends every piece as a chunk, the last one as the last, and says `NOOP` and `QUIT`. Answers whether that was
+    /// answered as it must be.
+    fn play_chunks(&self, case: &Case) -> Result<(Vec<String>, bool)> {
+        let mut wire = self.open(case)?;
+        wire.expect_to("MAIL FROM:<a@corp.example>", "250")?;
+        wire.expect_to("RCPT TO:<b@corp.example>", "250")?;
+        let (server, client) = (wire.tcp().peer_addr()?, wire.local_addr());
+        let pieces = case.pieces();
+        for (index, piece) in pieces.iter().enumerate() {
+            if index > 0 {
+                until_read(server, client);
+            }
+            let last = if index + 1 == pieces.len() { " LAST" } else { "" };
+            wire.send([format!("BDAT {}{last}\r\n", piece.len()).as_bytes(), piece].concat())?;
+        }
+        wire.send(b"NOOP\r\nQUIT\r\n")?;
+        let said = wire.until_closed(Duration::from_secs(10)).unwrap_or_default();
+        let said: Vec<String> = String::from_utf8_lossy(&said).lines().map(str::to_owned).collect();
+        let kept = said.iter().filter(|line| line.starts_with("250 2.6.0 <")).count();
+        let refused = said.iter().any(|line| line.starts_with("550 5.6."));
+        let ends = matches!(said.as_slice(), [.., ok, bye] if ok.starts_with("250 2.0.0") && bye.starts_with("221"));
+        let right = if case.name == "pipelined" { (kept, refused) == (1, false) } else { (kept, refused) == (0, true) };
+        Ok((said, right && ends))
+    }
+
     /// Plays one case. Answers what was said behind `354`, line by line, and whether the server closed.
     fn play(&self, case: &Case) -> Result<(Vec<String>, bool)> {
         let mut wire = self.open(case)?;
@@ -216,8 +251,12 @@ fn one_letter_never_becomes_two() {
         for _ in 0..32 {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    match scene.play(case) {
-                        Ok((said, closed)) if is_right(case, &said, closed) => {}
+                    let played = match case.by {
+                        By::Data => scene.play(case).map(|(said, closed)| (is_right(case, &said, closed), said)),
+                        By::Bdat => scene.play_chunks(case).map(|(said, right)| (right, said)),
+                    };
+                    match played {
+                        Ok((true, _)) => {}
                         outcome => wrong.lock().unwrap().push(format!("{case:?}: {outcome:?}")),
                     }
                 }
@@ -242,6 +281,12 @@ fn one_letter_never_becomes_two() {
         assert!(promised.contains(subject), "{subject} was never accepted as a letter of its own");
         assert_eq!(letters.len(), 1, "{subject} became {} letters", letters.len());
         assert!(letters.iter().all(|letter| !letter.has_bare_line_end()), "{subject} has a bare line end");
+    }
+    // In a chunk the dot and the second transaction are text, and arrive as it.
+    for case in cases.iter().filter(|case| case.name == "pipelined" && case.by == By::Bdat) {
+        let body = String::from_utf8_lossy(filed[&case.outer()][0].body()).into_owned();
+        let text = format!("text of {}\r\n.\r\nMAIL FROM:<a@corp.example>", case.outer());
+        assert!(body.replace("\r\n", "\n").contains(&text.replace("\r\n", "\n")), "{case:?}: {body}");
     }
     assert_eq!(filed.len(), promised.len());
 }
