@@ -122,6 +122,25 @@ fn a_process_that_stops_or_dies_and_a_disk_that_is_full_hangs_or_breaks() {
     disk.fail();
     until_out(&cluster, 2, "read-only disk", began, SAID);
     mail_goes_on(&cluster, &[2]);
+    // Whoever goes straight there all the same finds out that nothing can be written: from now on it refuses.
+    let lost = Device::new("127.0.31.7", cluster.nodes[2].smtp).send("to-the-broken-disk", "x@partner.example");
+    assert!(!matches!(lost, Outcome::Promised(_)), "{lost:?}");
+    // It refuses, the front goes on asking, and that is nobody's connection.
+    let counted = |name: &str| {
+        let (_, metrics) = cluster.node_page(2, "/metrics");
+        let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains("not_ready"));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>()
+    };
+    let checks = || {
+        let (_, metrics) = cluster.front_page("/metrics");
+        let lines = metrics
+            .lines()
+            .filter(|line| line.starts_with("posthouse_front_check_failures_total") && line.contains("backend=\"n3\""));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>()
+    };
+    let (before, asked) = (counted("posthouse_inbound_connections_total"), checks());
+    until(Duration::from_secs(10), "ten checks", || (checks() >= asked + 10).then_some(()));
+    assert_eq!(counted("posthouse_inbound_connections_total"), before, "checks are counted as connections");
     cluster.kill_node(2);
     until(Duration::from_secs(5), "the front knows", || line(&cluster, 2).contains(" down").then_some(()));
     disk.repair();
@@ -184,6 +203,7 @@ fn a_network_that_is_cut_in_one_direction() {
     lab.host("front", &[front]);
     lab.host("world", &[world]);
     lab.owns("world", "10.98.31.0/24");
+    lab.owns("world", "10.98.32.0/24");
     let place = |name: &str, _: &Path| {
         let (host, address) = match name {
             "sink" => ("world", world),
@@ -199,7 +219,6 @@ fn a_network_that_is_cut_in_one_direction() {
     let cluster = TestCluster::start_on(&stage);
     all_in(&cluster);
     let sick = (cluster.leader() + 1) % 3;
-    let name = cluster.nodes[sick].name.clone();
 
     for (kind, from, to) in [
         ("nothing from the node to the front", node(sick as u8), front),
@@ -213,34 +232,102 @@ fn a_network_that_is_cut_in_one_direction() {
         until_back(&cluster, sick, kind);
     }
 
-    // It hears the front, and no other node: it has no leader while the others have one.
-    // Nothing that it says to them arrives, so they do not answer either.
-    let others: Vec<Ipv4Addr> = (0..3).filter(|index| *index != sick as u8).map(node).collect();
-    assert!(line(&cluster, sick).starts_with("[+]"));
-    let began = Instant::now();
-    others.iter().for_each(|other| lab.one_way(node(sick as u8), *other, true));
-    let meets = || {
-        cluster.at_devices(|| {
-            (0..30).any(|_| {
-                let mut dialog = Dialog::connect(Ipv4Addr::new(10, 98, 31, 9).into(), cluster.smtp).unwrap();
-                let banner = dialog.reply().unwrap();
-                let _ = dialog.command("QUIT");
-                banner.contains(&format!("{name}.posthouse"))
+    // They hear the front, and no other node: a follower has no leader while the others have one, and an old leader
+    // that nobody follows any more must not go on with rights that its successor has taken back.
+    for (round, leads) in [false, true].into_iter().enumerate() {
+        all_in(&cluster);
+        let leader = cluster.leader();
+        let sick = if leads { leader } else { (leader + 1) % 3 };
+        let kind = if leads { "a leader that is cut off" } else { "no leader while others have one" };
+        let name = cluster.nodes[sick].name.clone();
+        let others: Vec<usize> = (0..3).filter(|index| *index != sick).collect();
+        let cut = |dropped: bool| {
+            for other in &others {
+                lab.one_way(node(sick as u8), node(*other as u8), dropped);
+                lab.one_way(node(*other as u8), node(sick as u8), dropped);
+            }
+        };
+        let meets = || {
+            cluster.at_devices(|| {
+                (0..30).any(|_| {
+                    let mut dialog = Dialog::connect(Ipv4Addr::new(10, 98, 31, 9).into(), cluster.smtp).unwrap();
+                    let banner = dialog.reply().unwrap();
+                    let _ = dialog.command("QUIT");
+                    banner.contains(&format!("{name}.posthouse"))
+                })
             })
-        })
+        };
+        assert!(meets(), "{kind}: it is used before");
+        let began = Instant::now();
+        cut(true);
+        until(Duration::from_secs(10), &format!("{kind}: no new connection meets it"), || (!meets()).then_some(()));
+        let took = began.elapsed();
+        println!("SICK {kind}: out after {} ms (bound {} ms)", took.as_millis(), LEADERLESS.as_millis());
+        assert!(took <= LEADERLESS, "{kind}: {took:?}");
+        mail_goes_on(&cluster, &[sick]);
+        // The one that is cut off cannot know this: a device that met it would be refused.
+        let (guest, connector) = (Ipv4Addr::new(10, 98, 32, 7 + round as u8), format!("guest-{round}"));
+        let create = ["connector", "create", &connector, "--template", "anonymous-relay", "--from", &guest.to_string()];
+        until(Duration::from_secs(20), "the others decide", || {
+            let (code, said) = cluster.ctl.fails(&create);
+            (code == 0 || said.contains("exists")).then_some(())
+        });
+        until(Duration::from_secs(5), &format!("{kind}: nobody meets old rights"), || {
+            let may_relay = |number| {
+                let device = Device { source: guest.into(), target: cluster.smtp };
+                matches!(device.send(&format!("{connector}-{number}"), "x@partner.example"), Outcome::Promised(_))
+            };
+            cluster.at_devices(|| (0..20).all(may_relay)).then_some(())
+        });
+        cut(false);
+        until(Duration::from_secs(30), &format!("{kind}: it is used again"), || meets().then_some(()));
+    }
+}
+
+#[test]
+fn the_last_node_that_answers_drains_only_with_force_and_a_lost_quorum_is_said() {
+    let mut cluster = TestCluster::start_on(&Stage::loopback());
+    all_in(&cluster);
+    let stale = |cluster: &TestCluster, reason: &str| {
+        let (_, metrics) = cluster.front_page("/metrics");
+        metrics.contains(&format!("posthouse_front_stale{{service=\"25\",reason=\"{reason}\"}} 1"))
     };
-    assert!(meets(), "it is used before");
-    until(Duration::from_secs(10), "no new connection meets a node without a leader", || (!meets()).then_some(()));
-    let took = began.elapsed();
-    println!(
-        "SICK no leader while others have one: out after {} ms (bound {} ms)",
-        took.as_millis(),
-        LEADERLESS.as_millis()
-    );
-    assert!(took <= LEADERLESS, "{took:?}");
-    mail_goes_on(&cluster, &[sick]);
-    others.iter().for_each(|other| lab.one_way(node(sick as u8), *other, false));
-    until(Duration::from_secs(30), "it hears a leader and is used again", || meets().then_some(()));
+    assert!(!stale(&cluster, "leaderless") && !stale(&cluster, "unheard"));
+    // Two are wanted and one of them is dead: the other one is the last, and the cluster can still agree on it.
+    cluster.ctl.ok(&["node", "drain", "n1"]);
+    cluster.kill_node(1);
+    until(Duration::from_secs(10), "n2 is missed", || line(&cluster, 1).starts_with("[!]").then_some(()));
+    let (code, said) = cluster.ctl.fails(&["node", "drain", "n3"]);
+    assert!(code == 1 && said.contains("--force") && said.contains("n2 does not answer"), "{code}: {said}");
+    mail_goes_on(&cluster, &[0]);
+    // 7: done, and not confirmed by the one that is dead.
+    for (verb, node, force) in [("drain", "n3", &["--force"][..]), ("resume", "n3", &[]), ("resume", "n1", &[])] {
+        let (code, said) = cluster.ctl.fails(&[&["node", verb, node], force].concat());
+        assert_eq!(code, 7, "{verb} {node}: {said}");
+    }
+    until(Duration::from_secs(10), "n1 is back", || line(&cluster, 0).starts_with("[+]").then_some(()));
+
+    let began = Instant::now();
+    cluster.kill_node(0);
+    until(Duration::from_secs(10), "the metric says that no leader is heard", || {
+        stale(&cluster, "leaderless").then_some(())
+    });
+    println!("SICK quorum gone: said {} ms after the second node was killed", began.elapsed().as_millis());
+    until(Duration::from_secs(10), "the log says so", || {
+        let log = cluster.front.as_ref().unwrap().log_text();
+        log.contains("no node hears a leader: the cluster has no quorum").then_some(())
+    });
+    let (status, text) = cluster.front_page("/readyz?verbose");
+    assert_eq!(status, 200, "no other front would be better: {text}");
+    assert!(text.contains("[!]service 25: no backend hears a leader"), "{text}");
+    assert!(line(&cluster, 2).starts_with("[+]"), "the best that there is stays in: {text}");
+    mail_goes_on(&cluster, &[0, 1]);
+    let (code, said) = cluster.ctl.fails(&["node", "drain", "n3"]);
+    assert!(code == 1 && said.contains("--force") && said.contains("n1 does not answer"), "{code}: {said}");
+    cluster.restart_node(0);
+    cluster.restart_node(1);
+    all_in(&cluster);
+    until(Duration::from_secs(5), "the alarm ends", || (!stale(&cluster, "leaderless")).then_some(()));
 }
 
 #[test]
