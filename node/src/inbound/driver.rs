@@ -37,6 +37,7 @@ use crate::smtp::session::{
 };
 use crate::smtp::{Mechanism, Xclient};
 use crate::spool::{Append, NewMessage};
+use crate::state::StateView;
 use crate::tls::Wanted;
 
 /// What one read takes at most; with one line and one header it bounds the memory of a session.
@@ -66,6 +67,8 @@ pub(super) struct Opened {
     /// The other end of the socket: the device, or the front.
     pub(super) peer: SocketAddr,
     pub(super) front: Option<String>,
+    /// Whether that is one of our fronts, by its signature.
+    pub(super) signed: bool,
     pub(super) session_id: String,
     pub(super) implicit_tls: bool,
 }
@@ -568,9 +571,18 @@ impl Driver<'_> {
         Ok(config)
     }
 
+    /// Whether one of our fronts has vouched for the device's address, and is none of ours any more.
+    fn is_disowned(&self, view: &StateView) -> bool {
+        let opened = self.opened.as_ref().filter(|opened| opened.signed);
+        opened.and_then(|opened| opened.front.as_ref()).is_some_and(|front| !view.state.fronts.contains_key(front))
+    }
+
     fn check_mail(&self, tls: bool, reverse_path: &ReversePath) -> (Verdict, Rights) {
         let Some(standing) = self.standing(tls) else { return (closing(), Rights::default()) };
         let view = self.shared.view();
+        if self.is_disowned(&view) {
+            return (closing(), Rights::default());
+        }
         let Now::Same(connector, expired) = policy::choose_again(&view, &standing) else {
             // What this connection was opened for is not what it would get now.
             return (closing(), Rights::default());
@@ -610,6 +622,9 @@ impl Driver<'_> {
     fn check_rcpt(&self, tls: bool, forward_path: &ForwardPath) -> Verdict {
         let Some(standing) = self.standing(tls) else { return closing() };
         let view = self.shared.view();
+        if self.is_disowned(&view) {
+            return closing();
+        }
         let Now::Same(connector, expired) = policy::choose_again(&view, &standing) else { return closing() };
         let decision = policy::rcpt(&view, &standing, &connector, expired, &self.reverse_path, forward_path);
         self.verdict(&connector, decision)

@@ -108,9 +108,9 @@ async fn connection(
     }
     counter!(CONNECTIONS, "connector" => connector.name.clone(), "result" => "accepted").increment(1);
     let _open = OpenSession::new(shared);
-    let Introduced { front, session_id, rest, .. } = introduced;
+    let Introduced { front, signed, session_id, rest, .. } = introduced;
     let opened =
-        Opened { connector, range, expired, local, source, source_port, peer, front, session_id, implicit_tls };
+        Opened { connector, range, expired, local, source, source_port, peer, front, signed, session_id, implicit_tls };
     driver::session(shared, tcp, rest, opened, ended).await;
 }
 

@@ -63,6 +63,7 @@ pub(super) fn reopen(shared: &Arc<Shared>, opened: &Opened, said: &Xclient) -> R
         source_port: said.port.unwrap_or(opened.source_port),
         peer: opened.peer,
         front: opened.front.clone(),
+        signed: opened.signed,
         session_id: opened.session_id.clone(),
         implicit_tls: opened.implicit_tls,
     };
