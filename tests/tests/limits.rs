@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use posthouse_tests::dialog::Dialog;
-use posthouse_tests::{TestCluster, http_get, until};
+use posthouse_tests::{TestCluster, Wire, http_get, until};
 
 /// A session that is greeted and has said hello, or what it was told instead.
 fn open(source: &str, target: std::net::SocketAddr) -> Result<Dialog, String> {
@@ -139,4 +139,95 @@ fn a_rate_and_a_number_of_connections_hold_for_the_whole_cluster() {
     assert!(counted("max_connections_per_source") >= 3.0);
     drop(held);
     until(Duration::from_secs(5), "there is room again", || open("127.0.50.9", cluster.nodes[0].smtp).ok());
+}
+
+/// What a slow client is in the middle of.
+#[derive(Clone, Copy, Debug)]
+enum Within {
+    Command,
+    Data,
+    Chunk,
+    Handshake,
+}
+
+/// Sends one octet a second, and answers how long that was put up with and what was said at the end.
+fn dribble(cluster: &TestCluster, source: &str, within: Within) -> (Duration, String) {
+    let node = &cluster.nodes[0];
+    let mut wire = match within {
+        Within::Handshake => Wire::connect(source.parse().unwrap(), node.submissions).unwrap(),
+        _ => Wire::greeted(source, node.smtp).unwrap(),
+    };
+    let lines: &[(&str, &str)] = match within {
+        Within::Command | Within::Handshake => &[],
+        Within::Data => {
+            &[("EHLO x.example", "250"), ("MAIL FROM:<>", "250"), ("RCPT TO:<a@corp.example>", "250"), ("DATA", "354")]
+        }
+        Within::Chunk => &[("EHLO x.example", "250"), ("MAIL FROM:<>", "250"), ("RCPT TO:<a@corp.example>", "250")],
+    };
+    for (line, beginning) in lines {
+        wire.expect_to(line, beginning).unwrap();
+    }
+    if matches!(within, Within::Chunk) {
+        wire.send("BDAT 100000 LAST\r\n").unwrap();
+    }
+    // The beginning of a handshake record (RFC 8446 §5.1) that promises 500 octets.
+    let begin: &[u8] =
+        if matches!(within, Within::Handshake) { &[0x16, 0x03, 0x01, 0x01, 0xf4, 0x01] } else { b"X-SLOW" };
+    let mut octets = begin.iter().copied().chain(std::iter::repeat(b'x'));
+    let began = Instant::now();
+    loop {
+        // A connection that is closed may only be known as such with the next octet.
+        let _ = wire.send([octets.next().unwrap()]);
+        if let Some(said) = wire.until_closed(Duration::from_secs(1)) {
+            return (began.elapsed(), String::from_utf8_lossy(&said).into_owned());
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "{within:?}: for ever");
+    }
+}
+
+fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a resident size");
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// One octet a second in a command, in mail data, in a chunk and in a TLS handshake. (In a PROXY header: `proxy_table`.)
+#[test]
+fn slow_clients_cost_a_bounded_wait_and_bounded_memory() {
+    const EACH: usize = 40;
+    let cluster = TestCluster::start();
+    cluster.wait_healthy();
+    let create = "connector create slow --from 127.0.52.0/24 --relay internal --connection-inactivity-timeout 4s \
+                  --max-inbound-connection-per-source unlimited";
+    cluster.ctl.ok(&create.split_ascii_whitespace().collect::<Vec<_>>());
+    let pid = cluster.procs[0].as_ref().unwrap().child.id();
+    let before = resident_kib(pid);
+    let ways = [Within::Command, Within::Data, Within::Chunk, Within::Handshake];
+    let (outcomes, held) = std::thread::scope(|scope| {
+        let clients: Vec<_> = ways
+            .iter()
+            .flat_map(|&within| (0..EACH).map(move |number| (within, format!("127.0.52.{}", 1 + number % 200))))
+            .map(|(within, source)| {
+                let cluster = &cluster;
+                (within, scope.spawn(move || dribble(cluster, &source, within)))
+            })
+            .collect();
+        std::thread::sleep(Duration::from_secs(3));
+        let held = resident_kib(pid);
+        (clients.into_iter().map(|(within, client)| (within, client.join().unwrap())).collect::<Vec<_>>(), held)
+    });
+    for (within, (took, said)) in &outcomes {
+        let (least, most) = if matches!(within, Within::Handshake) { (25, 40) } else { (3, 12) };
+        assert!((least..most).contains(&took.as_secs()), "{within:?}: {took:?}");
+        match within {
+            Within::Handshake => {}
+            _ => assert!(said.starts_with("451 4.7.0 Timeout waiting for client input"), "{within:?}: {said}"),
+        }
+    }
+    let each = held.saturating_sub(before) / (ways.len() * EACH) as u64;
+    println!("{} slow clients held {each} KiB each", ways.len() * EACH);
+    assert!(each <= 128, "{each} KiB for each slow client");
+    // Everybody else was served meanwhile, and is now.
+    let mut dialog = open("127.0.52.250", cluster.nodes[0].smtp).expect("a session");
+    letter(&mut dialog, "after-the-slow").unwrap();
 }

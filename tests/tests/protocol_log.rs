@@ -9,6 +9,8 @@ use posthouse_tests::cluster::NodeAddresses;
 use posthouse_tests::{Device, Outcome, TestCluster, Wire, until};
 
 const CANARY: &str = "canary-Zq7-password";
+/// The password of a credential that exists.
+const GOOD_CANARY: &str = "canary-Yk4-right-password";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn base64(text: &str) -> String {
@@ -109,6 +111,18 @@ fn two_hundred_hostile_names_are_two_hundred_records_and_no_password_is_among_th
                   --permission-groups anonymous_users,exchange_users --auth-tarpit-interval 0s --max-logon-failures 0 \
                   --max-protocol-errors 0 --protocol-logging-level verbose";
     cluster.ctl.ok(&create.split_ascii_whitespace().collect::<Vec<_>>());
+    // A credential whose password is looked for afterwards, and a login with it.
+    let password = cluster.path().join("canary");
+    std::fs::write(&password, format!("{GOOD_CANARY}\n")).unwrap();
+    let password = password.to_str().unwrap();
+    cluster.ctl.ok(&["credential", "create", "canary@corp.example", "--own-domain", "--password-file", password]);
+    std::fs::remove_file(password).unwrap();
+    let mut wire = Wire::greeted("127.0.73.2", node.smtp).unwrap();
+    wire.expect_to("EHLO device.example", "250").unwrap();
+    let told = wire.auth_plain("canary@corp.example", GOOD_CANARY).unwrap();
+    assert!(told.starts_with("235"), "{told}");
+    wire.command("QUIT").unwrap();
+    wire.until_closed(PATIENCE);
     // What an attacker writes to make two records of one, to end a field, or to hide.
     let pieces = ["\r", "\x0b", "\u{2028}", "\u{85}", ",", "\"", "\\", "%0d%0a", "\x1b[2K", "#Fields: "];
     let mut wire = Wire::greeted("127.0.73.1", node.smtp).unwrap();
@@ -148,14 +162,16 @@ fn two_hundred_hostile_names_are_two_hundred_records_and_no_password_is_among_th
     assert!(!written(node).lines().any(|line| line.starts_with("2016-12-14")), "nobody forges a record");
     assert!(records.iter().any(|(event, data)| event == "<" && data == "NOOP"), "the session went on to its end");
 
-    for text in [CANARY.to_owned(), secret, plain] {
-        for place in ["data/protocol-log", "data/spool", "data/raft"] {
-            assert!(!holds(&node.dir.join(place), text.as_bytes()), "{text} is in {place}");
+    let good = [GOOD_CANARY.to_owned(), base64(GOOD_CANARY), base64(&format!("\0canary@corp.example\0{GOOD_CANARY}"))];
+    for text in [CANARY.to_owned(), secret, plain].into_iter().chain(good) {
+        // On every node: what is agreed on is on all of them.
+        for (node, process) in cluster.nodes.iter().zip(&cluster.procs) {
+            assert!(!holds(&node.dir, text.as_bytes()), "{text} is in the directory of {}", node.name);
+            let process = process.as_ref().unwrap();
+            assert!(!process.log_text().contains(&text), "{text} is in the log of {}", node.name);
+            let cmdline = format!("/proc/{}/cmdline", process.child.id());
+            assert!(!holds(Path::new(&cmdline), text.as_bytes()), "{text} is in the process list");
         }
-        let log = cluster.procs[0].as_ref().unwrap().log_text();
-        assert!(!log.contains(&text), "{text} is in the node's log");
-        let pid = cluster.procs[0].as_ref().unwrap().child.id();
-        assert!(!holds(Path::new(&format!("/proc/{pid}/cmdline")), text.as_bytes()), "{text} is in the process list");
     }
 }
 
