@@ -75,8 +75,9 @@ pub fn haproxy(dir: &Path, backends: &[SocketAddr]) -> Result<Proxy> {
         .enumerate()
         .map(|(number, backend)| format!("  server s{number} {backend} send-proxy-v2 check-send-proxy check inter 500ms fastinter 100ms fall 2 rise 2\n"))
         .collect();
+    // With its pipes two and a half descriptors each: more would not start where a process may open 20,000 files.
     let text = format!(
-        "global\n  nbthread 2\n  maxconn 20000\ndefaults\n  mode tcp\n  option splice-auto\n  option redispatch\n\
+        "global\n  nbthread 2\n  maxconn 7900\ndefaults\n  mode tcp\n  option splice-auto\n  option redispatch\n\
          \x20 balance leastconn\n  timeout connect 300ms\n  timeout client 1h\n  timeout server 1h\n\
          frontend f\n  bind {address}\n  default_backend b\nbackend b\n  option tcp-check\n  tcp-check expect rstring ^220\n{servers}"
     );
