@@ -29,36 +29,56 @@ pub(crate) enum MessageCommand {
   posthousectl message trace --message-id 20260802.1@corp.example
   posthousectl message trace --to a@partner.example -o json")]
 pub(crate) struct TraceArgs {
-    /// A letter by its id
-    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
-    id: String,
-    /// By its Message-ID, with or without angle brackets
-    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
-    message_id: String,
-    /// From this sender
-    #[arg(long, visible_alias = "sender", value_name = "ADDRESS", default_value = "", hide_default_value = true)]
-    from: String,
-    /// To this recipient
-    #[arg(long, visible_aliases = ["rcpt", "recipient"], value_name = "ADDRESS", default_value = "", hide_default_value = true)]
-    to: String,
-    /// From devices at this address or in this range
-    #[arg(long, visible_alias = "client", value_name = "RANGE", default_value = "", hide_default_value = true)]
-    client_ip: String,
-    /// Taken by this connector
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    connector: String,
-    /// Brought with this credential
-    #[arg(long, visible_alias = "user", value_name = "USER", default_value = "", hide_default_value = true)]
-    credential: String,
-    /// In this session: the id at the end of a refusal
-    #[arg(long, visible_alias = "session", value_name = "ID", default_value = "", hide_default_value = true)]
-    session_id: String,
+    #[command(flatten)]
+    letters: LetterFlags,
     /// How far back
     #[arg(long, value_name = "TIME", default_value = "1d", value_parser = parse::duration)]
     since: Duration,
     /// How many letters
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
+}
+
+/// Which letters: the same in every command that looks back.
+#[derive(Debug, Args)]
+pub(super) struct LetterFlags {
+    /// A letter by its id
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    pub(super) id: String,
+    /// By its Message-ID, with or without angle brackets
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    pub(super) message_id: String,
+    /// From this sender
+    #[arg(long, visible_alias = "sender", value_name = "ADDRESS", default_value = "", hide_default_value = true)]
+    pub(super) from: String,
+    /// To this recipient
+    #[arg(long, visible_aliases = ["rcpt", "recipient"], value_name = "ADDRESS", default_value = "", hide_default_value = true)]
+    pub(super) to: String,
+    /// From devices at this address or in this range
+    #[arg(long, visible_alias = "client", value_name = "RANGE", default_value = "", hide_default_value = true)]
+    pub(super) client_ip: String,
+    /// Taken by this connector
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(super) connector: String,
+    /// Brought with this credential
+    #[arg(long, visible_alias = "user", value_name = "USER", default_value = "", hide_default_value = true)]
+    pub(super) credential: String,
+    /// In this session: the id at the end of a refusal
+    #[arg(long, visible_alias = "session", value_name = "ID", default_value = "", hide_default_value = true)]
+    pub(super) session_id: String,
+}
+
+impl LetterFlags {
+    /// Whether anything was asked for.
+    pub(super) fn is_empty(&self) -> bool {
+        let Self { id, message_id, from, to, client_ip, connector, credential, session_id } = self;
+        [id, message_id, from, to, client_ip, connector, credential, session_id].into_iter().all(String::is_empty)
+    }
+
+    /// The session's id without the brackets that it has in a reply.
+    pub(super) fn session(&self) -> String {
+        self.session_id.trim_matches(['[', ']']).to_owned()
+    }
 }
 
 /// Runs `message …`.
@@ -70,18 +90,19 @@ pub(crate) async fn run(command: MessageCommand, console: &Console) -> Result<Ex
         MessageCommand::Trace(args) => args,
         MessageCommand::Export(args) => return super::message_export::run(args, console).await,
     };
+    let letters = args.letters;
     let request = MessageTraceRequest {
+        session_id: letters.session(),
         this_node_only: false,
-        id: args.id,
-        message_id: args.message_id,
-        sender: args.from,
-        recipient: args.to,
-        client_ip: args.client_ip,
-        connector: args.connector,
-        credential: args.credential,
+        id: letters.id,
+        message_id: letters.message_id,
+        sender: letters.from,
+        recipient: letters.to,
+        client_ip: letters.client_ip,
+        connector: letters.connector,
+        credential: letters.credential,
         since_secs: args.since.as_secs().max(1),
         limit: args.limit,
-        session_id: args.session_id.trim_matches(['[', ']']).to_owned(),
     };
     let mut client = console.client().await?;
     let reply = client.read(async |mut admin| admin.message_trace(request.clone()).await).await?;

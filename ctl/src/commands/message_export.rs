@@ -12,6 +12,7 @@ use posthouse_proto::v1::{MessageExportRequest, TraceEvent, TracedMessage};
 use serde_json::{Map, Value};
 
 use super::complete;
+use super::message::LetterFlags;
 use crate::console::Console;
 use crate::error::{Exit, Failure};
 use crate::output;
@@ -74,30 +75,8 @@ repeat one. Letters stand in the order in which they were accepted, each with it
 events (RECEIVE, SEND, DEFER, FAIL, DSN, REDIRECT, POISONMESSAGE) and their sources are those of Exchange's message
 tracking log; what Exchange has no event for is a DEFER or RESUBMIT of source ADMIN, with its own name in custom-data.")]
 pub(crate) struct ExportArgs {
-    /// A letter by its id
-    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
-    id: String,
-    /// By its Message-ID, with or without angle brackets
-    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
-    message_id: String,
-    /// From this sender
-    #[arg(long, visible_alias = "sender", value_name = "ADDRESS", default_value = "", hide_default_value = true)]
-    from: String,
-    /// To this recipient
-    #[arg(long, visible_aliases = ["rcpt", "recipient"], value_name = "ADDRESS", default_value = "", hide_default_value = true)]
-    to: String,
-    /// From devices at this address or in this range
-    #[arg(long, visible_alias = "client", value_name = "RANGE", default_value = "", hide_default_value = true)]
-    client_ip: String,
-    /// Taken by this connector
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    connector: String,
-    /// Brought with this credential
-    #[arg(long, visible_alias = "user", value_name = "USER", default_value = "", hide_default_value = true)]
-    credential: String,
-    /// In this session
-    #[arg(long, visible_alias = "session", value_name = "ID", default_value = "", hide_default_value = true)]
-    session_id: String,
+    #[command(flatten)]
+    letters: LetterFlags,
     /// Every letter
     #[arg(long)]
     all: bool,
@@ -125,7 +104,7 @@ fn moment(text: &str) -> Result<SystemTime, String> {
 }
 
 /// The clock of this machine: "an hour ago" is typed by somebody who looks at it.
-#[allow(clippy::disallowed_methods)]
+#[expect(clippy::disallowed_methods, reason = "the one place of this command that asks for the time")]
 fn now() -> SystemTime {
     SystemTime::now()
 }
@@ -139,17 +118,8 @@ fn unix_ms(at: SystemTime) -> i64 {
 /// # Errors
 /// What went wrong; also that a node did not answer, after what is known was written.
 pub(crate) async fn run(args: ExportArgs, console: &Console) -> Result<Exit, Failure> {
-    let filters = [
-        &args.id,
-        &args.message_id,
-        &args.from,
-        &args.to,
-        &args.client_ip,
-        &args.connector,
-        &args.credential,
-        &args.session_id,
-    ];
-    if filters.iter().all(|text| text.is_empty()) && !args.all {
+    let letters = args.letters;
+    if letters.is_empty() && !args.all {
         return Err(Failure::usage(
             "which letters?",
             "without a filter this would be every letter of the cluster",
@@ -166,14 +136,15 @@ pub(crate) async fn run(args: ExportArgs, console: &Console) -> Result<Exit, Fai
         ));
     }
     let mut request = MessageExportRequest {
-        id: args.id,
-        message_id: args.message_id,
-        sender: args.from,
-        recipient: args.to,
-        client_ip: args.client_ip,
-        connector: args.connector,
-        credential: args.credential,
-        session_id: args.session_id.trim_matches(['[', ']']).to_owned(),
+        session_id: letters.session(),
+        id: letters.id,
+        message_id: letters.message_id,
+        sender: letters.from,
+        recipient: letters.to,
+        client_ip: letters.client_ip,
+        connector: letters.connector,
+        credential: letters.credential,
+
         since_ms: unix_ms(args.since),
         until_ms: unix_ms(until),
         ..MessageExportRequest::default()

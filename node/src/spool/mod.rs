@@ -255,7 +255,7 @@ impl Spool {
     /// all told, a page of those that a restart found. One caller only: the queue.
     ///
     /// # Errors
-    /// When the records cannot be read; what is new waits for the next call.
+    /// When the records cannot be read and nothing is new; the page is told by a later call.
     ///
     /// # Cancel safety
     /// Not cancel safe: a page that is read and not received is lost until the next start.
@@ -263,7 +263,14 @@ impl Spool {
         let Some(backlog) = self.store.backlog() else { return Ok(self.store.take_arrivals()) };
         let store = Arc::clone(&self.store);
         run_blocking(move || {
-            let (mut page, next) = recover::next_page(&store, backlog)?;
+            let (mut page, next) = match recover::next_page(&store, backlog) {
+                Ok(found) => found,
+                Err(error) => {
+                    // What is new goes its way all the same.
+                    let new = store.take_arrivals();
+                    return if new.is_empty() { Err(error) } else { Ok(new) };
+                }
+            };
             store.set_backlog(next);
             page.append(&mut store.take_arrivals());
             // There is more.

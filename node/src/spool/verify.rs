@@ -157,10 +157,14 @@ fn letters(store: &Store, from: MessageId, newest: MessageId) -> Result<Page, Sp
             page.next = Some(Place::Letters(id));
             break;
         }
-        let checked = Record::decode(value).map_err(|error| error.to_string());
-        match checked.and_then(|record| check(&record, &mut bodies)) {
+        let checked = match Record::decode(value) {
+            Ok(record) => check(&record, &mut bodies),
+            Err(error) => Err(Flaw::Letter(error.to_string())),
+        };
+        match checked {
             Ok(()) => page.whole += 1,
-            Err(reason) => page.damaged.push(QuarantinedLetter { id, reason }),
+            Err(Flaw::Letter(reason)) => page.damaged.push(QuarantinedLetter { id, reason }),
+            Err(Flaw::Disk(error)) => return Err(error),
         }
         records.next();
     }
@@ -168,11 +172,15 @@ fn letters(store: &Store, from: MessageId, newest: MessageId) -> Result<Page, Sp
     Ok(page)
 }
 
+enum Flaw {
+    /// This letter is damaged.
+    Letter(String),
+    /// The disk cannot be read now, which says nothing about the letter.
+    Disk(SpoolError),
+}
+
 /// Reads the pieces of `record`; `bodies` stands at or before them.
-fn check(
-    record: &Record,
-    bodies: &mut rocksdb::DBRawIteratorWithThreadMode<'_, super::store::Db>,
-) -> Result<(), String> {
+fn check(record: &Record, bodies: &mut rocksdb::DBRawIteratorWithThreadMode<'_, super::store::Db>) -> Result<(), Flaw> {
     let mut sum = Summer::new();
     for chunk in 0..record.chunks {
         let wanted = chunk_key(record.id, chunk);
@@ -183,8 +191,9 @@ fn check(
             (Some(stored), Some(bytes)) if stored == wanted => sum.add(bytes),
             _ => {
                 return Err(match bodies.status() {
-                    Ok(()) => format!("piece {chunk} of {} is missing", record.chunks),
-                    Err(error) => error.to_string(),
+                    Ok(()) => Flaw::Letter(format!("piece {chunk} of {} is missing", record.chunks)),
+                    Err(error) if error.kind() == rocksdb::ErrorKind::Corruption => Flaw::Letter(error.to_string()),
+                    Err(error) => Flaw::Disk(SpoolError::Io(error.to_string())),
                 });
             }
         }
@@ -192,10 +201,10 @@ fn check(
     }
     if sum.length() != record.length {
         let found = sum.length();
-        return Err(format!("{found} bytes are stored, {} were accepted", record.length));
+        return Err(Flaw::Letter(format!("{found} bytes are stored, {} were accepted", record.length)));
     }
     if sum.finish(record.chunks).checksum != record.checksum {
-        return Err("the checksum is wrong".to_owned());
+        return Err(Flaw::Letter("the checksum is wrong".to_owned()));
     }
     Ok(())
 }
